@@ -1,0 +1,520 @@
+package partition
+
+import (
+	"slices"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/retry"
+)
+
+// The input topics, by their short names. A position is kept for each.
+const (
+	Requests = "requests"
+	Reports  = "reports"
+	Signals  = "signals"
+)
+
+// Positions are the next offsets to read of the input topics.
+type Positions struct{ Requests, Reports, Signals int64 }
+
+func (p *Positions) of(topic string) *int64 {
+	switch topic {
+	case Requests:
+		return &p.Requests
+	case Reports:
+		return &p.Reports
+	case Signals:
+		return &p.Signals
+	}
+	return nil
+}
+
+// Config of an [Engine].
+type Config struct {
+	Partitions  int                          // of the journal, among which sessions share their room; default 12
+	KnownMax    int                          // ids of ended operations and commands that are remembered; default 65536
+	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
+	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
+	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
+	Weight      func(org string) int         // turns of an organization; default 1
+	Policy      func(t string) *retry.Policy // of a type; default retry.Default
+}
+
+func (c Config) withDefaults() Config {
+	if c.Partitions == 0 {
+		c.Partitions = 12
+	}
+	if c.KnownMax == 0 {
+		c.KnownMax = 65536
+	}
+	if c.FailedMax == 0 {
+		c.FailedMax = 8192
+	}
+	if c.Lease == 0 {
+		c.Lease = 15 * time.Second
+	}
+	if c.ResendAfter == 0 {
+		c.ResendAfter = 5 * time.Second
+	}
+	if c.Weight == nil {
+		c.Weight = func(string) int { return 1 }
+	}
+	if c.Policy == nil {
+		c.Policy = func(string) *retry.Policy { return &retry.Default }
+	}
+	return c
+}
+
+// Ref names an operation within a partition.
+type Ref struct {
+	Org string
+	ID  operation.ID
+}
+
+// op is a live operation.
+type op struct {
+	state  operation.State
+	chain  *chain
+	queue  *readyQueue
+	queued bool // it is ready and counted in queue
+	inHeap bool
+	dirty  bool // changed since the last checkpoint
+	saved  bool // a checkpoint of this engine or of the one before holds it
+	openAt int  // index in its session's open list
+
+	sentAt operation.Time // when its attempt was offered last
+}
+
+// Engine is one partition's scheduler. It is not safe for concurrent use.
+type Engine struct {
+	cfg Config
+
+	// Functions of the journal.
+	now    operation.Time // of the last event
+	end    operation.Place
+	pos    Positions
+	ops    map[Ref]*op
+	known  window
+	failed failedRing
+
+	// Derived from those.
+	chains map[chainKey]*chain
+	queues map[string]*readyQueue
+	order  []*readyQueue // queues in the order in which they were made, so that runs repeat
+	timers timers
+	tied   map[Ref]map[*chain]struct{} // chains with a member that is blocked by an operation which is not live
+
+	// Of the sessions, from heartbeats.
+	sessions map[operation.SessionID]*session
+	roster   []*session
+	serving  map[string]*servers // by type
+
+	out      []operation.Event // of the current batch
+	scratch  []operation.Event
+	settling []*chain // chains that have to be looked at
+	inSettle bool
+
+	// Since the last checkpoint.
+	changed  []*op
+	gone     []Ref
+	knownSeq uint64
+}
+
+// New makes the engine of a partition whose journal is empty.
+func New(cfg Config) *Engine {
+	cfg = cfg.withDefaults()
+	return &Engine{
+		cfg:      cfg,
+		ops:      make(map[Ref]*op),
+		known:    newWindow(cfg.KnownMax),
+		failed:   failedRing{max: cfg.FailedMax, byRef: make(map[Ref]*operation.State)},
+		chains:   make(map[chainKey]*chain),
+		queues:   make(map[string]*readyQueue),
+		tied:     make(map[Ref]map[*chain]struct{}),
+		serving:  make(map[string]*servers),
+		sessions: make(map[operation.SessionID]*session),
+	}
+}
+
+// End is the place of the next event.
+func (e *Engine) End() operation.Place { return e.end }
+
+// Now is the time of the last event; times in a partition never go back.
+func (e *Engine) Now() operation.Time { return e.now }
+
+// Positions returns the next offsets to read.
+func (e *Engine) Positions() Positions { return e.pos }
+
+// Live is the number of operations that have not ended.
+func (e *Engine) Live() int { return len(e.ops) }
+
+// State returns a live operation, or nil. It must not be changed, nor kept.
+func (e *Engine) State(org string, id operation.ID) *operation.State {
+	if o := e.ops[Ref{org, id}]; o != nil {
+		return &o.state
+	}
+	return nil
+}
+
+// Take returns the events of the steps since the last call, in order. They are applied already. The slice is good until
+// the next step.
+func (e *Engine) Take() []operation.Event {
+	out := e.out
+	e.out = e.out[:0]
+	return out
+}
+
+// Replay applies a valid event of the journal.
+func (e *Engine) Replay(ev *operation.Event, place operation.Place) {
+	e.end = place
+	e.apply(ev)
+}
+
+// Skip moves the end over void records.
+func (e *Engine) Skip(next operation.Place) { e.end = max(e.end, next) }
+
+// Read says whether the input was read before: an event names it, or one after it, as its cause.
+func (e *Engine) Read(c operation.Cause) bool {
+	p := e.pos.of(c.Topic)
+	return p != nil && c.Offset < *p
+}
+
+// emit applies events that were decided and puts them into the batch.
+func (e *Engine) emit(events []operation.Event) {
+	for i := range events {
+		e.apply(&events[i])
+	}
+	e.out = append(e.out, events...)
+}
+
+func (e *Engine) one(ev operation.Event) {
+	e.scratch = append(e.scratch[:0], ev)
+	e.emit(e.scratch)
+}
+
+// advance moves the time of the partition; it never goes back.
+func (e *Engine) advance(now operation.Time) operation.Time {
+	e.now = max(e.now, now)
+	return e.now
+}
+
+// Open begins the history of one writer.
+func (e *Engine) Open(owner string, now operation.Time) {
+	e.one(operation.Event{Kind: operation.Opened, At: e.advance(now), Owner: owner})
+}
+
+// Forward says that a request was put on this partition by mistake and is sent on to another one.
+func (e *Engine) Forward(to int32, body []byte, cause operation.Cause, now operation.Time) {
+	e.one(operation.Event{Kind: operation.Forwarded, At: e.advance(now), Cause: cause, To: to, Body: body})
+}
+
+// Refuse journals that an input was refused at the border.
+func (e *Engine) Refuse(c *operation.Command, code operation.RejectionCode, reason string, now operation.Time) {
+	e.refuse(c, &operation.Rejection{Code: code, Reason: reason}, e.advance(now))
+}
+
+func (e *Engine) refuse(c *operation.Command, r *operation.Rejection, now operation.Time) {
+	e.one(operation.Event{
+		Kind: operation.Rejected, Org: c.Org, ID: c.ID, At: now, Cause: c.Cause, CommandID: c.CommandID, By: c.By,
+		Attempt: c.Attempt, Session: c.Session, Command: c.Kind, Code: r.Code, Reason: r.Reason,
+	})
+}
+
+// Do decides a command and applies what follows. It returns the place of a journal event when it first needs the request
+// that stands there, as Request of the same command; then nothing has happened yet.
+func (e *Engine) Do(c *operation.Command, now operation.Time) (need operation.Place, wants bool) {
+	if e.Read(c.Cause) {
+		return 0, false
+	}
+	now = e.advance(now)
+	ref := Ref{c.Org, c.ID}
+	o := e.ops[ref]
+	if c.CommandID != "" && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
+		e.unchanged(c, e.status(ref, o), now)
+		return 0, false
+	}
+	switch {
+	case c.Kind == operation.Submit:
+		e.submit(c, o, now)
+	case o != nil:
+		e.onLive(c, o, now)
+	default:
+		return e.onEnded(c, ref, now)
+	}
+	return 0, false
+}
+
+func (e *Engine) status(ref Ref, o *op) operation.Status {
+	if o != nil {
+		return o.state.Status
+	}
+	if k := e.known.find(hashID(kindOperation, ref.Org, string(ref.ID))); k != nil {
+		return k.Status
+	}
+	return operation.StatusAbsent
+}
+
+// unchanged answers somebody who waits; workers do not.
+func (e *Engine) unchanged(c *operation.Command, s operation.Status, now operation.Time) {
+	if c.Kind.Request() && c.Cause.Topic != "" {
+		e.one(operation.Event{
+			Kind: operation.Unchanged, Org: c.Org, ID: c.ID, At: now, Cause: c.Cause, CommandID: c.CommandID,
+			By: c.By, Command: c.Kind, Status: s,
+		})
+	}
+}
+
+func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
+	if o == nil {
+		if k := e.known.find(hashID(kindOperation, c.Org, string(c.ID))); k != nil {
+			if k.Body != bodyHash(c.Request.Raw) {
+				e.refuse(c, &operation.Rejection{Code: operation.KeyReused, Reason: operation.Reasons[operation.KeyReused]}, now)
+				return
+			}
+			e.unchanged(c, k.Status, now)
+			return
+		}
+		c.Upstream = e.tail(c.Org, c.Request.DependencyToken)
+		e.decide(c, &operation.State{}, now)
+		return
+	}
+	e.decide(c, &o.state, now)
+}
+
+func (e *Engine) onLive(c *operation.Command, o *op, now operation.Time) {
+	if c.Kind == operation.Fail {
+		c.Policy = e.cfg.Policy(o.state.Request.Type)
+	}
+	if c.Kind.Report() && o.state.Open(c.Attempt, c.Session) {
+		o.sentAt = now
+		if s := e.sessions[c.Session]; s != nil && c.Kind == operation.Return {
+			s.overtaken()
+		}
+	}
+	e.decide(c, o, now)
+}
+
+// decide asks the operation and applies the answer. It takes a *op or a *operation.State of an operation that is not live.
+func (e *Engine) decide(c *operation.Command, on any, now operation.Time) {
+	var s *operation.State
+	switch on := on.(type) {
+	case *op:
+		s = &on.state
+	case *operation.State:
+		s = on
+	}
+	events, rejection := operation.Decide(e.scratch[:0], s, c, now)
+	e.scratch = events
+	switch {
+	case rejection != nil:
+		e.refuse(c, rejection, now)
+	case len(events) == 0:
+		e.unchanged(c, s.Status, now)
+	default:
+		e.emit(events)
+		e.settleChains(c.Cause)
+	}
+}
+
+// onEnded decides a command for an operation that is not live.
+func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (operation.Place, bool) {
+	k := e.known.find(hashID(kindOperation, ref.Org, string(ref.ID)))
+	if failed := e.failed.find(ref); failed != nil && c.Kind == operation.Retry {
+		if c.Request == nil {
+			return failed.InputPlace, true
+		}
+		c.Upstream = e.rejoin(c.Org, c.Request.DependencyToken, failed.RequestedPlace)
+		e.decide(c, failed, now)
+		return 0, false
+	}
+	s := operation.State{Org: ref.Org, ID: ref.ID}
+	switch {
+	case k != nil:
+		s.Status = k.Status
+		s.Request = &operation.Request{} // what it was does not matter to the answers of an ended operation
+	case c.Kind == operation.Delete:
+		// It ended longer ago than this partition remembers, or never was: to delete it is right in both cases, and the
+		// journal tells the tables.
+		s.Status = operation.StatusSucceeded
+	}
+	switch {
+	case c.Kind.Report() && k != nil:
+		return 0, false // an echo of an attempt that ended with its operation
+	case c.Kind == operation.Retry && s.Status == operation.StatusFailed:
+		e.refuse(c, &operation.Rejection{Code: operation.Forgotten, Reason: operation.Reasons[operation.Forgotten]}, now)
+		return 0, false
+	}
+	e.decide(c, &s, now)
+	return 0, false
+}
+
+// apply is the only way in which an event changes the engine, live and in replay.
+func (e *Engine) apply(ev *operation.Event) {
+	place := e.end
+	e.end++
+	e.now = max(e.now, ev.At)
+	if p := e.pos.of(ev.Cause.Topic); p != nil && ev.Kind != operation.Started {
+		*p = max(*p, ev.Cause.Offset+1)
+	}
+	if ev.CommandID != "" {
+		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID)})
+	}
+	if !ev.Kind.Changes() {
+		return
+	}
+	ref := Ref{ev.Org, ev.ID}
+	o := e.ops[ref]
+	switch ev.Kind {
+	case operation.Requested, operation.Retried:
+		if o != nil {
+			return
+		}
+		o = &op{openAt: -1}
+		if ev.Kind == operation.Retried {
+			if s := e.failed.take(ref); s != nil {
+				o.state = *s
+			}
+		}
+		e.ops[ref] = o
+	case operation.Deleted:
+		h := hashID(kindOperation, ref.Org, string(ref.ID))
+		k := Known{Hash: h, Status: operation.StatusDeleted}
+		if old := e.known.find(h); old != nil {
+			k.Body = old.Body
+		}
+		e.known.add(k)
+		e.failed.take(ref)
+		e.untie(ref)
+		return
+	}
+	if o == nil {
+		return // of an operation that this engine does not know: the journal was cut, or the event is not one of ours
+	}
+	before := o.state.Status
+	wasOpen := before.Locked()
+	o.state.Apply(ev, place)
+	if !o.dirty {
+		o.dirty = true
+		e.changed = append(e.changed, o)
+	}
+	e.index(o, ev, before, wasOpen)
+}
+
+// index keeps queues, timers, chains and sessions in step with a change of o.
+func (e *Engine) index(o *op, ev *operation.Event, before operation.Status, wasOpen bool) {
+	s := &o.state
+	if wasOpen != s.Status.Locked() {
+		if wasOpen {
+			e.closeAttempt(o)
+		} else {
+			e.openAttempt(o, ev.At)
+		}
+	}
+	switch ready := s.Status == operation.StatusReady; {
+	case ready && !o.queued:
+		if o.queue == nil {
+			o.queue = e.queue(s.Request.Type)
+		}
+		o.queue.push(o, e.cfg.Weight)
+	case !ready && o.queued:
+		o.queue.drop(o)
+	}
+	if s.Status == operation.StatusWaiting && s.Until != 0 && s.Holds&(operation.HoldPostponed|operation.HoldRetry) != 0 {
+		e.timers.push(s.Until, o)
+	}
+	e.link(o, before)
+	if s.Status.Terminal() {
+		e.forget(o)
+	}
+}
+
+// forget drops an operation that has ended, but for its entry in the window.
+func (e *Engine) forget(o *op) {
+	s := &o.state
+	ref := Ref{s.Org, s.ID}
+	delete(e.ops, ref)
+	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
+	if s.Status == operation.StatusFailed {
+		e.failed.add(ref, s)
+	}
+	if o.saved {
+		e.gone = append(e.gone, ref)
+	}
+}
+
+func (e *Engine) queue(t string) *readyQueue {
+	q := e.queues[t]
+	if q == nil {
+		q = &readyQueue{name: t}
+		e.queues[t] = q
+		e.order = append(e.order, q)
+	}
+	return q
+}
+
+// Settle does what follows from the state and the time alone: due operations, lost leases, chains, and the dispatch of
+// what is ready to sessions that have room. cause is the last input, or the clock.
+func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
+	now = e.advance(now)
+	for len(e.timers) > 0 && e.timers[0].at <= now {
+		t := e.timers.pop()
+		if t.o.state.Status != operation.StatusWaiting || t.o.state.Until != t.at {
+			continue // it was postponed, paused or ended since
+		}
+		e.decide(&operation.Command{Kind: operation.Due, Org: t.o.state.Org, ID: t.o.state.ID, Cause: operation.Cause{Topic: "clock"}}, t.o, now)
+	}
+	e.expire(now)
+	e.settleChains(cause)
+	e.dispatch(cause, now)
+}
+
+// NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0.
+func (e *Engine) NextWake() operation.Time {
+	var at operation.Time
+	if len(e.timers) > 0 {
+		at = e.timers[0].at
+	}
+	for _, s := range e.roster {
+		if len(s.open) > 0 || s.announced {
+			if d := s.deadline; at == 0 || d < at {
+				at = d
+			}
+		}
+	}
+	return at
+}
+
+// failedRing keeps the states of the last failed operations without their payload, so that they can be retried by hand.
+type failedRing struct {
+	max   int
+	order []Ref // oldest first; an entry whose state is gone is passed over
+	byRef map[Ref]*operation.State
+	added []*operation.State // since the last checkpoint
+}
+
+func (r *failedRing) add(ref Ref, s *operation.State) {
+	kept := *s
+	kept.Request, kept.Result, kept.Progress = nil, nil, nil
+	if _, again := r.byRef[ref]; again {
+		r.order = slices.DeleteFunc(r.order, func(o Ref) bool { return o == ref })
+	}
+	r.byRef[ref] = &kept
+	r.order = append(r.order, ref)
+	r.added = append(r.added, &kept)
+	for len(r.order) > r.max {
+		delete(r.byRef, r.order[0])
+		r.order = r.order[1:]
+	}
+}
+
+func (r *failedRing) find(ref Ref) *operation.State { return r.byRef[ref] }
+
+func (r *failedRing) take(ref Ref) *operation.State {
+	s := r.byRef[ref]
+	if s != nil {
+		delete(r.byRef, ref)
+		r.order = slices.DeleteFunc(r.order, func(o Ref) bool { return o == ref })
+	}
+	return s
+}
