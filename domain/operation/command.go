@@ -68,7 +68,9 @@ type Command struct {
 	Carry     []byte    // Progress, Yield, Stop, Return: checkpoint, JSON, given to the next attempt
 	Result    []byte    // Succeed: JSON
 
-	Upstream ID // Submit, Retry, Release, Block, Cancel by the chain: the predecessor; Block: with a Failure when it did not succeed
+	// Upstream is the predecessor in the chain. Submit, Retry, Release, Cancel by the chain; Block, with a Failure when the
+	// predecessor did not succeed; Resume, when there is one that is live.
+	Upstream ID
 
 	// Policy is the retry policy of the operation's type; the request's own comes first. Fail, LoseLease.
 	Policy *retry.Policy

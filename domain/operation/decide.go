@@ -30,7 +30,8 @@ func Decide(out []Event, s *State, c *Command, now Time) ([]Event, *Rejection) {
 	}
 	switch c.Kind {
 	case Cancel, Pause, Resume:
-		if t, ok := optype.ByName(s.Request.Type); ok && t.Restricted && c.Upstream == "" {
+		chained := c.Kind == Cancel && c.Upstream != ""
+		if t, ok := optype.ByName(s.Request.Type); ok && t.Restricted && !chained {
 			return out, reject(PlatformJob)
 		}
 	}
@@ -40,7 +41,7 @@ func Decide(out []Event, s *State, c *Command, now Time) ([]Event, *Rejection) {
 	case Pause:
 		return pause(out, s, e)
 	case Resume:
-		return resume(out, s, e)
+		return resume(out, s, c, e)
 	case Postpone:
 		return postpone(out, s, c, e, now)
 	case Retry:
@@ -181,7 +182,10 @@ func failed(s *State, c *Command, e Event, again EventKind) Event {
 		e.Kind = Canceled
 		return e
 	}
-	f := *c.Failure
+	var f Failure
+	if c.Failure != nil {
+		f = *c.Failure
+	}
 	f.Class = retry.ClassOf(f.Class, f.ErrorCode)
 	e.Failure = &f
 	switch f.Class {
@@ -193,6 +197,9 @@ func failed(s *State, c *Command, e Event, again EventKind) Event {
 		if s.Request.Retry != nil {
 			policy = s.Request.Retry
 		}
+		if policy == nil {
+			policy = &retry.Default
+		}
 		wait, more := policy.Next(int(s.Failures)+1, retry.Seed(string(s.ID), uint32(s.Attempt)))
 		until := e.At.Add(wait)
 		if !more || policy.GiveUpAfter > 0 && until > s.Since.Add(policy.GiveUpAfter) {
@@ -200,6 +207,7 @@ func failed(s *State, c *Command, e Event, again EventKind) Event {
 		}
 		e.Kind, e.Holds, e.Until = again, HoldRetry, until
 		if s.Status == StatusPausing {
+			e.Until = 0 // the pause takes the place of the back-off
 			p := paused(s, e)
 			e.Holds, e.Until = p.Holds, p.Until
 		}
@@ -249,19 +257,21 @@ func pause(out []Event, s *State, e Event) ([]Event, *Rejection) {
 	return append(out, e), nil
 }
 
-func resume(out []Event, s *State, e Event) ([]Event, *Rejection) {
+func resume(out []Event, s *State, c *Command, e Event) ([]Event, *Rejection) {
+	// A person's word lifts every hold but the order of the chain. Of that only a block is for people to lift, and not
+	// even a block while an earlier member of the chain is live: two of one token would run at once.
+	ordered := s.Holds&HoldDependency != 0 && (!s.Blocked || c.Upstream != "")
 	switch {
 	case s.Status.Terminal():
 		return out, reject(AlreadyDone)
 	case s.Status != StatusWaiting:
 		return out, reject(NotSuspended)
-	case s.Holds == HoldDependency && !s.Blocked:
+	case s.Holds == HoldDependency && ordered:
 		return out, reject(WaitsForUpstream)
 	}
-	// A person's word lifts every hold but the order of the chain; of that only a block is for people to lift.
 	e.Kind = Resumed
-	if !s.Blocked {
-		e.Holds = s.Holds & HoldDependency
+	if ordered {
+		e.Holds = HoldDependency
 	}
 	return append(out, e), nil
 }

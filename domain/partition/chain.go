@@ -14,9 +14,16 @@ type chain struct {
 	key      chainKey
 	holder   *op   // the one that may run
 	waiting  []*op // the others, by sequence
-	relink   bool  // a member that waited has ended, or one has come back: who waits for whom has to be looked at
+	look     []*op // of waiting: those whose predecessor may be another one now
 	settling bool
-	tiedTo   []Ref
+}
+
+// before returns the live member that stands before waiting[i], or nil.
+func (c *chain) before(i int) *op {
+	if i > 0 {
+		return c.waiting[i-1]
+	}
+	return c.holder
 }
 
 // tail returns the id behind which a new operation with this token waits, or "" when it need not wait.
@@ -24,28 +31,36 @@ func (e *Engine) tail(org, token string) operation.ID {
 	if token == "" {
 		return ""
 	}
-	c := e.chains[chainKey{org, token}]
-	switch {
-	case c == nil:
-		return ""
-	case len(c.waiting) > 0:
-		return c.waiting[len(c.waiting)-1].state.ID
-	default:
-		return c.holder.state.ID
+	if c := e.chains[chainKey{org, token}]; c != nil {
+		if o := c.before(len(c.waiting)); o != nil {
+			return o.state.ID
+		}
 	}
+	return ""
 }
 
 // rejoin returns the id behind which a retried operation waits: it takes its old place among those that wait, and need not
 // wait when nobody runs.
 func (e *Engine) rejoin(org, token string, sequence operation.Place) operation.ID {
-	c := e.chains[chainKey{org, token}]
-	if token == "" || c == nil || c.holder == nil {
+	if token == "" {
 		return ""
 	}
-	if i := c.position(sequence); i > 0 {
-		return c.waiting[i-1].state.ID
+	if c := e.chains[chainKey{org, token}]; c != nil && c.holder != nil {
+		return c.before(c.position(sequence)).state.ID
 	}
-	return c.holder.state.ID
+	return ""
+}
+
+// ahead returns the id of the live operation that o stands behind in its chain, or "".
+func (o *op) ahead() operation.ID {
+	if c := o.chain; c != nil && c.holder != o {
+		if i := c.index(o); i >= 0 {
+			if b := c.before(i); b != nil {
+				return b.state.ID
+			}
+		}
+	}
+	return ""
 }
 
 // position is the index in waiting of the first member whose sequence is at least the given one.
@@ -56,8 +71,16 @@ func (c *chain) position(sequence operation.Place) int {
 	return sort.Search(len(c.waiting), func(i int) bool { return c.waiting[i].state.RequestedPlace >= sequence })
 }
 
+// index is where o stands in waiting, or -1.
+func (c *chain) index(o *op) int {
+	if i := c.position(o.state.RequestedPlace); i < len(c.waiting) && c.waiting[i] == o {
+		return i
+	}
+	return -1
+}
+
 // link keeps o's chain in step with its state.
-func (e *Engine) link(o *op, before operation.Status) {
+func (e *Engine) link(o *op) {
 	s := &o.state
 	if s.Request.DependencyToken == "" {
 		return
@@ -74,159 +97,174 @@ func (e *Engine) link(o *op, before operation.Status) {
 		o.chain = c
 		if !behind {
 			c.holder = o
-		} else {
-			c.waiting = slices.Insert(c.waiting, c.position(s.RequestedPlace), o)
-		}
-		c.relink = c.relink || before == operation.StatusFailed
-		e.settleLater(c)
-	case s.Status.Terminal():
-		if c.holder == o {
-			c.holder = nil
-		} else {
-			c.remove(o)
-			c.relink = true
-		}
-		e.settleLater(c)
-	case c.holder != o && !behind:
-		c.remove(o)
-		c.holder = o
-	}
-	if behind && s.Blocked {
-		e.tie(Ref{s.Org, s.BlockedBy}, c)
-	}
-}
-
-func (c *chain) remove(o *op) {
-	i := c.position(o.state.RequestedPlace)
-	if i < len(c.waiting) && c.waiting[i] == o {
-		if i == 0 {
-			c.waiting[0] = nil
-			c.waiting = c.waiting[1:]
+			e.lookAt(c, 0)
 			return
 		}
-		c.waiting = slices.Delete(c.waiting, i, i+1)
+		i := c.position(s.RequestedPlace)
+		c.waiting = slices.Insert(c.waiting, i, o)
+		if i < len(c.waiting)-1 {
+			e.lookAt(c, i+1)
+		}
+	case s.Status.Terminal():
+		o.chain = nil
+		if c.holder == o {
+			c.holder = nil
+			if len(c.waiting) > 0 {
+				e.settleLater(c)
+			}
+		} else if i := c.index(o); i >= 0 {
+			c.remove(i)
+			e.lookAt(c, i)
+		}
+		if c.holder == nil && len(c.waiting) == 0 {
+			delete(e.chains, c.key)
+		}
+	case c.holder != o && !behind:
+		if i := c.index(o); i >= 0 {
+			c.remove(i)
+		}
+		c.holder = o
 	}
 }
 
-// tie remembers that a member of c is blocked by an operation that has ended, so that deleting that one can release it.
-func (e *Engine) tie(up Ref, c *chain) {
-	m := e.tied[up]
-	if m == nil {
-		m = make(map[*chain]struct{})
-		e.tied[up] = m
+func (c *chain) remove(i int) {
+	if i == 0 {
+		c.waiting[0] = nil
+		c.waiting = c.waiting[1:]
+		return
 	}
-	if _, ok := m[c]; !ok {
-		m[c] = struct{}{}
-		c.tiedTo = append(c.tiedTo, up)
+	c.waiting = slices.Delete(c.waiting, i, i+1)
+}
+
+// blocked remembers for which operation, which has ended, o waits until a person acts, so that deleting that one or trying
+// it again can release o; was is what o waited for so before.
+func (e *Engine) blocked(o *op, was operation.ID, wasBlocked bool) {
+	s := &o.state
+	if wasBlocked == s.Blocked && was == s.BlockedBy {
+		return
+	}
+	if wasBlocked {
+		up := Ref{s.Org, was}
+		if rest := slices.DeleteFunc(e.tied[up], func(t *op) bool { return t == o }); len(rest) > 0 {
+			e.tied[up] = rest
+		} else {
+			delete(e.tied, up)
+		}
+	}
+	if s.Blocked {
+		up := Ref{s.Org, s.BlockedBy}
+		e.tied[up] = append(e.tied[up], o)
 	}
 }
 
+// untie looks at the operations that are blocked by up.
 func (e *Engine) untie(up Ref) {
-	for c := range e.tied[up] {
-		c.relink = true
+	for _, o := range e.tied[up] {
+		if c := o.chain; c != nil {
+			c.look = append(c.look, o)
+			e.settleLater(c)
+		}
+	}
+}
+
+// lookAt has waiting[i], if there is one, looked at.
+func (e *Engine) lookAt(c *chain, i int) {
+	if i < len(c.waiting) && !e.replaying {
+		c.look = append(c.look, c.waiting[i])
 		e.settleLater(c)
 	}
-	delete(e.tied, up)
 }
 
+// settleLater has the chain looked at. In replay that is for Recovered to do: the journal already has what followed.
 func (e *Engine) settleLater(c *chain) {
-	if !c.settling {
+	if !c.settling && !e.replaying {
 		c.settling = true
 		e.settling = append(e.settling, c)
 	}
 }
 
 // settleChains lets the next operation of each chain that has changed go, block or end.
-func (e *Engine) settleChains(cause operation.Cause) {
-	if e.inSettle {
+func (e *Engine) settleChains(cause operation.Cause, now operation.Time) {
+	if e.inSettle || len(e.settling) == 0 {
 		return // a step of this very function asks; the loop below goes on with what it left
 	}
 	e.inSettle = true
-	for len(e.settling) > 0 {
-		c := e.settling[0]
-		e.settling[0] = nil
-		e.settling = e.settling[1:]
+	for i := 0; i < len(e.settling); i++ { // it grows meanwhile
+		c := e.settling[i]
 		c.settling = false
-		e.settleChain(c, cause)
+		e.settleChain(c, cause, now)
 	}
-	e.settling = nil
+	clear(e.settling)
+	if e.settling = e.settling[:0]; cap(e.settling) > keepMax {
+		e.settling = nil
+	}
 	e.inSettle = false
 }
 
-func (e *Engine) settleChain(c *chain, cause operation.Cause) {
-	for c.relink && e.relink(c, cause) {
-		// one member after the other is canceled because its upstream was
-	}
-	for c.holder == nil && len(c.waiting) > 0 {
+func (e *Engine) settleChain(c *chain, cause operation.Cause, now operation.Time) {
+	for {
+		for i := 0; i < len(c.look); i++ { // it grows: one member after the other may be canceled because its upstream was
+			if at := c.index(c.look[i]); at >= 0 {
+				e.relink(c, at, cause, now)
+			}
+		}
+		clear(c.look)
+		c.look = c.look[:0]
+		if c.holder != nil || len(c.waiting) == 0 {
+			return
+		}
 		o := c.waiting[0]
 		up := o.state.BlockedBy
 		policy := o.state.Request.OnUpstreamFailure
 		switch {
-		case policy == operation.UpstreamRelease || e.endedWell(o.state.Org, up):
-			e.follow(operation.Release, o, up, nil, cause)
+		case policy == operation.UpstreamRelease || e.endedWell(o):
+			e.follow(operation.Release, o, up, nil, cause, now)
 		case policy == operation.UpstreamCancel:
-			e.follow(operation.Cancel, o, up, nil, cause)
+			e.follow(operation.Cancel, o, up, nil, cause, now)
 		default:
 			if !o.state.Blocked {
-				e.follow(operation.Block, o, up, &operation.Failure{}, cause)
+				e.follow(operation.Block, o, up, &operation.Failure{}, cause, now)
 			}
 			return
 		}
 	}
-	if c.holder == nil && len(c.waiting) == 0 {
-		delete(e.chains, c.key)
-		for _, up := range c.tiedTo {
-			if m := e.tied[up]; m != nil {
-				delete(m, c)
-				if len(m) == 0 {
-					delete(e.tied, up)
-				}
-			}
+}
+
+// relink gives waiting[i] its upstream anew when that one is not the member that stands before it.
+func (e *Engine) relink(c *chain, i int, cause operation.Cause, now operation.Time) {
+	o, before := c.waiting[i], c.before(i)
+	if before == nil {
+		return // the next to run: settleChain decides
+	}
+	up := o.state.BlockedBy
+	policy := o.state.Request.OnUpstreamFailure
+	live := e.ops[Ref{o.state.Org, up}]
+	if live != nil && (live.chain != c || live != c.holder && live.state.RequestedPlace > o.state.RequestedPlace) {
+		live = nil // another operation under an id that was forgotten
+	}
+	switch {
+	case live != nil || policy == operation.UpstreamRelease || e.endedWell(o):
+		// It ran well, failed and is tried again, or another one has come between.
+		if before.state.ID != up || o.state.Blocked {
+			e.follow(operation.Block, o, before.state.ID, nil, cause, now)
 		}
-		c.tiedTo = nil
+	case policy == operation.UpstreamCancel:
+		e.follow(operation.Cancel, o, up, nil, cause, now)
+	case !o.state.Blocked:
+		e.follow(operation.Block, o, up, &operation.Failure{}, cause, now)
 	}
 }
 
-// relink gives every member that waits for somebody who is no longer there its upstream anew. It returns true when it has
-// to be called again, since a member was canceled.
-func (e *Engine) relink(c *chain, cause operation.Cause) bool {
-	c.relink = false
-	for i, o := range c.waiting {
-		up := o.state.BlockedBy
-		if live := e.ops[Ref{o.state.Org, up}]; live != nil && live.chain == c {
-			if o.state.Blocked { // it failed, and is tried again
-				e.follow(operation.Block, o, up, nil, cause)
-			}
-			continue
-		}
-		before := c.holder
-		if i > 0 {
-			before = c.waiting[i-1]
-		}
-		if before == nil {
-			continue // the next to run: settleChain decides
-		}
-		policy := o.state.Request.OnUpstreamFailure
-		switch {
-		case policy == operation.UpstreamRelease || e.endedWell(o.state.Org, up):
-			e.follow(operation.Block, o, before.state.ID, nil, cause)
-		case policy == operation.UpstreamCancel:
-			e.follow(operation.Cancel, o, up, nil, cause)
-			return true
-		case !o.state.Blocked:
-			e.follow(operation.Block, o, up, &operation.Failure{}, cause)
-		}
+// endedWell says whether nothing keeps o back of an upstream that is not live: it succeeded or was deleted. When the
+// partition has forgotten how it ended, that is so unless it is known to have blocked o.
+func (e *Engine) endedWell(o *op) bool {
+	k := e.known.find(hashID(kindOperation, o.state.Org, string(o.state.BlockedBy)))
+	if k == nil {
+		return !o.state.Blocked
 	}
-	return false
+	return k.Status == operation.StatusSucceeded || k.Status == operation.StatusDeleted
 }
 
-// endedWell says whether nothing keeps the successor of an operation that is not live back: it succeeded or was deleted,
-// or it ended so long ago that nobody knows.
-func (e *Engine) endedWell(org string, id operation.ID) bool {
-	k := e.known.find(hashID(kindOperation, org, string(id)))
-	return k == nil || k.Status == operation.StatusSucceeded || k.Status == operation.StatusDeleted
-}
-
-func (e *Engine) follow(kind operation.CommandKind, o *op, up operation.ID, why *operation.Failure, cause operation.Cause) {
-	e.decide(&operation.Command{Kind: kind, Org: o.state.Org, ID: o.state.ID, Cause: cause, Upstream: up, Failure: why}, o, e.now)
+func (e *Engine) follow(kind operation.CommandKind, o *op, up operation.ID, why *operation.Failure, cause operation.Cause, now operation.Time) {
+	e.decide(&operation.Command{Kind: kind, Org: o.state.Org, ID: o.state.ID, Cause: cause, Upstream: up, Failure: why}, &o.state, now)
 }

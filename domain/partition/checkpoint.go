@@ -11,7 +11,7 @@ import (
 type Checkpoint struct {
 	Base   bool               // all of it, not a change
 	Ops    []*operation.State // live, by sequence; good until the next step of the engine
-	Gone   []Ref              // operations of earlier checkpoints that are not live any more
+	Gone   []Ref              // operations of earlier checkpoints that are not live, or cannot be retried, any more
 	Known  []Known            // oldest first
 	Failed []*operation.State // that can be retried, oldest first
 	Pos    Positions
@@ -27,29 +27,20 @@ func (e *Engine) Checkpoint(base bool) Checkpoint {
 		cp.Ops = make([]*operation.State, 0, len(e.ops))
 		for _, o := range e.ops {
 			cp.Ops = append(cp.Ops, &o.state)
-			o.dirty, o.saved = false, true
-		}
-		for _, ref := range e.failed.order {
-			cp.Failed = append(cp.Failed, e.failed.byRef[ref])
-		}
-		for _, o := range e.changed {
-			o.dirty = false
+			o.changed, o.saved = 0, true
 		}
 	} else {
 		for _, o := range e.changed {
-			o.dirty = false
-			if !o.state.Status.Terminal() {
-				o.saved = true
-				cp.Ops = append(cp.Ops, &o.state)
-			}
+			o.changed, o.saved = 0, true
+			cp.Ops = append(cp.Ops, &o.state)
 		}
-		cp.Gone = slices.Clone(e.gone)
-		cp.Failed = e.failed.added
+		cp.Gone = e.gone
 	}
+	cp.Failed = e.failed.list(base)
 	cp.Known = e.known.since(e.knownSeq)
 	slices.SortFunc(cp.Ops, func(a, b *operation.State) int { return cmp.Compare(a.RequestedPlace, b.RequestedPlace) })
 	clear(e.changed)
-	e.changed, e.gone, e.failed.added, e.knownSeq = e.changed[:0], nil, nil, e.known.seq
+	e.changed, e.gone, e.knownSeq = e.changed[:0], nil, e.known.seq
 	return cp
 }
 
@@ -57,18 +48,18 @@ func (e *Engine) Checkpoint(base bool) Checkpoint {
 func (e *Engine) Restore(cp *Checkpoint) {
 	for _, ref := range cp.Gone {
 		delete(e.ops, ref)
+		e.failed.take(ref)
 	}
 	for _, s := range cp.Ops {
 		ref := Ref{s.Org, s.ID}
 		e.failed.take(ref)
-		e.ops[ref] = &op{state: *s, saved: true, openAt: -1}
+		e.ops[ref] = &op{state: *s, saved: true}
 	}
 	for _, k := range cp.Known {
 		e.known.add(k)
 	}
 	for _, s := range cp.Failed {
-		ref := Ref{s.Org, s.ID}
-		e.failed.add(ref, s)
+		e.failed.add(Ref{s.Org, s.ID}, s)
 	}
 	e.pos, e.now, e.end = cp.Pos, cp.Now, cp.End
 }
@@ -89,32 +80,32 @@ func (e *Engine) Outbox() *Outbox {
 
 // Restored builds what follows from the operations after the last Restore, before the first Replay.
 func (e *Engine) Restored() {
-	e.failed.added, e.knownSeq = nil, e.known.seq
+	e.failed.list(true)
+	e.knownSeq = e.known.seq
 	all := make([]*op, 0, len(e.ops))
 	for _, o := range e.ops {
 		all = append(all, o)
 	}
 	slices.SortFunc(all, func(a, b *op) int { return cmp.Compare(a.state.RequestedPlace, b.state.RequestedPlace) })
+	e.replaying = true
 	for _, o := range all {
-		s := &o.state
-		if s.Status.Locked() {
-			e.openAttempt(o, s.ModifiedAt)
+		if o.state.Status.Locked() {
+			e.openAttempt(o, o.state.ModifiedAt)
 		}
-		if s.Status == operation.StatusReady {
-			o.queue = e.queue(s.Request.Type)
-			o.queue.push(o, e.cfg.Weight)
+		if o.state.Status == operation.StatusReady {
+			e.ready(o)
 		}
-		if s.Status == operation.StatusWaiting && s.Until != 0 && s.Holds&(operation.HoldPostponed|operation.HoldRetry) != 0 {
-			e.timers.push(s.Until, o)
-		}
-		e.link(o, operation.StatusFailed) // and look at all chains: a step may have been cut off
+		e.clock(o)
+		e.blocked(o, "", false)
+		e.link(o)
 	}
+	e.replaying = false
 }
 
-// Recovered is called when the journal is read to its end: whatever a crash has cut off is looked at.
+// Recovered is called when the journal is read to its end: whatever a crash has cut off is looked at by the next Settle.
 func (e *Engine) Recovered() {
 	for _, c := range e.chains {
-		c.relink = true
+		c.look = append(c.look[:0], c.waiting...)
 		e.settleLater(c)
 	}
 	slices.SortFunc(e.settling, func(a, b *chain) int {

@@ -1,7 +1,7 @@
 package partition
 
 import (
-	"slices"
+	"maps"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -74,14 +74,14 @@ type Ref struct {
 
 // op is a live operation.
 type op struct {
-	state  operation.State
-	chain  *chain
-	queue  *readyQueue
-	queued bool // it is ready and counted in queue
-	inHeap bool
-	dirty  bool // changed since the last checkpoint
-	saved  bool // a checkpoint of this engine or of the one before holds it
-	openAt int  // index in its session's open list
+	state   operation.State
+	chain   *chain
+	queue   *readyQueue       // it was ready in last
+	ready   *orgQueue         // of queue, while it is ready
+	at      [heapPlaces]int32 // index in its heaps, from 1
+	openAt  int32             // index in its session's open list, from 1
+	changed int32             // index in Engine.changed, from 1
+	saved   bool              // a checkpoint of this engine or of the one before holds it
 
 	sentAt operation.Time // when its attempt was offered last
 }
@@ -101,19 +101,24 @@ type Engine struct {
 	// Derived from those.
 	chains map[chainKey]*chain
 	queues map[string]*readyQueue
-	order  []*readyQueue // queues in the order in which they were made, so that runs repeat
-	timers timers
-	tied   map[Ref]map[*chain]struct{} // chains with a member that is blocked by an operation which is not live
+	order  []*readyQueue // those that have something, in an order that repeats when the run does
+	served uint64        // of the queue that was served last, when it was: where a queue that was empty begins
+	timers heap          // due times
+	tied   map[Ref][]*op // those that are blocked by an operation which did not succeed
 
 	// Of the sessions, from heartbeats.
 	sessions map[operation.SessionID]*session
 	roster   []*session
 	serving  map[string]*servers // by type
+	heard    operation.Time      // heartbeats are known up to here
 
 	out      []operation.Event // of the current batch
 	scratch  []operation.Event
+	asked    []*readyQueue
 	settling []*chain // chains that have to be looked at
 	inSettle bool
+	// replaying is set while events of the journal are applied: what follows from them stands there as well.
+	replaying bool
 
 	// Since the last checkpoint.
 	changed  []*op
@@ -128,10 +133,11 @@ func New(cfg Config) *Engine {
 		cfg:      cfg,
 		ops:      make(map[Ref]*op),
 		known:    newWindow(cfg.KnownMax),
-		failed:   failedRing{max: cfg.FailedMax, byRef: make(map[Ref]*operation.State)},
+		failed:   newFailedRing(cfg.FailedMax),
 		chains:   make(map[chainKey]*chain),
 		queues:   make(map[string]*readyQueue),
-		tied:     make(map[Ref]map[*chain]struct{}),
+		timers:   heap{place: inTimers},
+		tied:     make(map[Ref][]*op),
 		serving:  make(map[string]*servers),
 		sessions: make(map[operation.SessionID]*session),
 	}
@@ -161,14 +167,21 @@ func (e *Engine) State(org string, id operation.ID) *operation.State {
 // the next step.
 func (e *Engine) Take() []operation.Event {
 	out := e.out
-	e.out = e.out[:0]
+	if e.out = e.out[:0]; cap(e.out) > keepMax {
+		e.out = nil
+	}
 	return out
 }
 
-// Replay applies a valid event of the journal.
+// keepMax is the capacity above which an array for a batch is not kept for the next one.
+const keepMax = 1 << 14
+
+// Replay applies a valid event of the journal. After the last one, [Engine.Recovered] and [Engine.Settle] do what a crash
+// has cut off.
 func (e *Engine) Replay(ev *operation.Event, place operation.Place) {
-	e.end = place
+	e.end, e.replaying = place, true
 	e.apply(ev)
+	e.replaying = false
 }
 
 // Skip moves the end over void records.
@@ -193,25 +206,28 @@ func (e *Engine) one(ev operation.Event) {
 	e.emit(e.scratch)
 }
 
-// advance moves the time of the partition; it never goes back.
-func (e *Engine) advance(now operation.Time) operation.Time {
-	e.now = max(e.now, now)
-	return e.now
-}
+// time is now for events; in a partition it never goes back.
+func (e *Engine) time(now operation.Time) operation.Time { return max(e.now, now) }
 
 // Open begins the history of one writer.
 func (e *Engine) Open(owner string, now operation.Time) {
-	e.one(operation.Event{Kind: operation.Opened, At: e.advance(now), Owner: owner})
+	e.one(operation.Event{Kind: operation.Opened, At: e.time(now), Owner: owner})
 }
 
 // Forward says that a request was put on this partition by mistake and is sent on to another one.
 func (e *Engine) Forward(to int32, body []byte, cause operation.Cause, now operation.Time) {
-	e.one(operation.Event{Kind: operation.Forwarded, At: e.advance(now), Cause: cause, To: to, Body: body})
+	if e.Read(cause) {
+		return
+	}
+	e.one(operation.Event{Kind: operation.Forwarded, At: e.time(now), Cause: cause, To: to, Body: body})
 }
 
 // Refuse journals that an input was refused at the border.
 func (e *Engine) Refuse(c *operation.Command, code operation.RejectionCode, reason string, now operation.Time) {
-	e.refuse(c, &operation.Rejection{Code: code, Reason: reason}, e.advance(now))
+	if e.Read(c.Cause) {
+		return
+	}
+	e.refuse(c, &operation.Rejection{Code: code, Reason: reason}, e.time(now))
 }
 
 func (e *Engine) refuse(c *operation.Command, r *operation.Rejection, now operation.Time) {
@@ -227,7 +243,7 @@ func (e *Engine) Do(c *operation.Command, now operation.Time) (need operation.Pl
 	if e.Read(c.Cause) {
 		return 0, false
 	}
-	now = e.advance(now)
+	now = e.time(now)
 	ref := Ref{c.Org, c.ID}
 	o := e.ops[ref]
 	if c.CommandID != "" && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
@@ -276,15 +292,21 @@ func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 			return
 		}
 		c.Upstream = e.tail(c.Org, c.Request.DependencyToken)
-		e.decide(c, &operation.State{}, now)
+		e.decide(c, &absent, now)
 		return
 	}
 	e.decide(c, &o.state, now)
 }
 
+// absent is what an operation is before it is requested; nobody changes it.
+var absent operation.State
+
 func (e *Engine) onLive(c *operation.Command, o *op, now operation.Time) {
-	if c.Kind == operation.Fail {
-		c.Policy = e.cfg.Policy(o.state.Request.Type)
+	switch c.Kind {
+	case operation.Fail:
+		c.Policy = e.policy(o)
+	case operation.Resume:
+		c.Upstream = o.ahead()
 	}
 	if c.Kind.Report() && o.state.Open(c.Attempt, c.Session) {
 		o.sentAt = now
@@ -292,18 +314,11 @@ func (e *Engine) onLive(c *operation.Command, o *op, now operation.Time) {
 			s.overtaken()
 		}
 	}
-	e.decide(c, o, now)
+	e.decide(c, &o.state, now)
 }
 
-// decide asks the operation and applies the answer. It takes a *op or a *operation.State of an operation that is not live.
-func (e *Engine) decide(c *operation.Command, on any, now operation.Time) {
-	var s *operation.State
-	switch on := on.(type) {
-	case *op:
-		s = &on.state
-	case *operation.State:
-		s = on
-	}
+// decide asks the operation and applies the answer.
+func (e *Engine) decide(c *operation.Command, s *operation.State, now operation.Time) {
 	events, rejection := operation.Decide(e.scratch[:0], s, c, now)
 	e.scratch = events
 	switch {
@@ -313,14 +328,15 @@ func (e *Engine) decide(c *operation.Command, on any, now operation.Time) {
 		e.unchanged(c, s.Status, now)
 	default:
 		e.emit(events)
-		e.settleChains(c.Cause)
+		e.settleChains(c.Cause, now)
 	}
 }
 
 // onEnded decides a command for an operation that is not live.
 func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (operation.Place, bool) {
 	k := e.known.find(hashID(kindOperation, ref.Org, string(ref.ID)))
-	if failed := e.failed.find(ref); failed != nil && c.Kind == operation.Retry {
+	failed := e.failed.find(ref)
+	if failed != nil && c.Kind == operation.Retry {
 		if c.Request == nil {
 			return failed.InputPlace, true
 		}
@@ -330,6 +346,9 @@ func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (ope
 	}
 	s := operation.State{Org: ref.Org, ID: ref.ID}
 	switch {
+	case failed != nil: // the window may be shorter than the ring
+		s.Status = operation.StatusFailed
+		s.Request = &operation.Request{}
 	case k != nil:
 		s.Status = k.Status
 		s.Request = &operation.Request{} // what it was does not matter to the answers of an ended operation
@@ -339,7 +358,7 @@ func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (ope
 		s.Status = operation.StatusSucceeded
 	}
 	switch {
-	case c.Kind.Report() && k != nil:
+	case c.Kind.Report() && s.Status != operation.StatusAbsent:
 		return 0, false // an echo of an attempt that ended with its operation
 	case c.Kind == operation.Retry && s.Status == operation.StatusFailed:
 		e.refuse(c, &operation.Rejection{Code: operation.Forgotten, Reason: operation.Reasons[operation.Forgotten]}, now)
@@ -370,11 +389,9 @@ func (e *Engine) apply(ev *operation.Event) {
 		if o != nil {
 			return
 		}
-		o = &op{openAt: -1}
-		if ev.Kind == operation.Retried {
-			if s := e.failed.take(ref); s != nil {
-				o.state = *s
-			}
+		o = &op{}
+		if f := e.untry(ref); f != nil && ev.Kind == operation.Retried {
+			o.state = f.state
 		}
 		e.ops[ref] = o
 	case operation.Deleted:
@@ -384,7 +401,7 @@ func (e *Engine) apply(ev *operation.Event) {
 			k.Body = old.Body
 		}
 		e.known.add(k)
-		e.failed.take(ref)
+		e.untry(ref)
 		e.untie(ref)
 		return
 	}
@@ -392,40 +409,86 @@ func (e *Engine) apply(ev *operation.Event) {
 		return // of an operation that this engine does not know: the journal was cut, or the event is not one of ours
 	}
 	before := o.state.Status
-	wasOpen := before.Locked()
+	up, blocked := o.state.BlockedBy, o.state.Blocked
 	o.state.Apply(ev, place)
-	if !o.dirty {
-		o.dirty = true
+	if o.changed == 0 {
 		e.changed = append(e.changed, o)
+		o.changed = int32(len(e.changed))
 	}
-	e.index(o, ev, before, wasOpen)
+	e.blocked(o, up, blocked)
+	e.index(o, ev, before)
+	if ev.Kind == operation.Retried {
+		e.untie(ref)
+	}
 }
 
 // index keeps queues, timers, chains and sessions in step with a change of o.
-func (e *Engine) index(o *op, ev *operation.Event, before operation.Status, wasOpen bool) {
+func (e *Engine) index(o *op, ev *operation.Event, before operation.Status) {
 	s := &o.state
-	if wasOpen != s.Status.Locked() {
-		if wasOpen {
-			e.closeAttempt(o)
+	if before.Locked() != s.Status.Locked() {
+		if before.Locked() {
+			e.closeAttempt(o, ev.Kind)
 		} else {
 			e.openAttempt(o, ev.At)
 		}
 	}
 	switch ready := s.Status == operation.StatusReady; {
-	case ready && !o.queued:
-		if o.queue == nil {
-			o.queue = e.queue(s.Request.Type)
-		}
-		o.queue.push(o, e.cfg.Weight)
-	case !ready && o.queued:
-		o.queue.drop(o)
+	case ready && o.ready == nil:
+		e.ready(o)
+	case !ready && o.ready != nil:
+		oq := o.ready
+		e.unready(o)
+		o.queue.tidy(s.Request.Priority, oq)
 	}
-	if s.Status == operation.StatusWaiting && s.Until != 0 && s.Holds&(operation.HoldPostponed|operation.HoldRetry) != 0 {
-		e.timers.push(s.Until, o)
-	}
-	e.link(o, before)
+	e.clock(o)
+	e.link(o)
 	if s.Status.Terminal() {
 		e.forget(o)
+	}
+}
+
+// ready puts o into the queue of its type. A type that was idle is served as if it had kept up with the others, and not
+// until it has caught up with them.
+func (e *Engine) ready(o *op) {
+	t := o.state.Request.Type
+	q := e.queues[t]
+	if q == nil {
+		if len(e.queues) >= queuesKept {
+			maps.DeleteFunc(e.queues, func(_ string, q *readyQueue) bool { return q.size == 0 })
+		}
+		q = &readyQueue{name: t}
+		e.queues[t] = q
+	}
+	if q.size == 0 {
+		q.served = max(q.served, e.served)
+		q.at = len(e.order)
+		e.order = append(e.order, q)
+	}
+	q.push(o, e.cfg.Weight)
+}
+
+// queuesKept is the number of types above which the queues of those that have nothing are dropped.
+const queuesKept = 256
+
+func (e *Engine) unready(o *op) {
+	q := o.queue
+	q.drop(o)
+	if q.size == 0 {
+		last := len(e.order) - 1
+		e.order[q.at] = e.order[last]
+		e.order[q.at].at = q.at
+		e.order[last] = nil
+		e.order = e.order[:last]
+	}
+}
+
+// clock keeps the due time of o.
+func (e *Engine) clock(o *op) {
+	s := &o.state
+	if s.Status == operation.StatusWaiting && s.Until != 0 && s.Holds&(operation.HoldPostponed|operation.HoldRetry) != 0 {
+		e.timers.set(o, int64(s.Until))
+	} else {
+		e.timers.remove(o)
 	}
 }
 
@@ -436,44 +499,55 @@ func (e *Engine) forget(o *op) {
 	delete(e.ops, ref)
 	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
 	if s.Status == operation.StatusFailed {
+		if oldest := e.failed.full(); oldest != nil {
+			e.untry(oldest.ref)
+		}
 		e.failed.add(ref, s)
 	}
 	if o.saved {
 		e.gone = append(e.gone, ref)
 	}
+	e.unchange(o)
 }
 
-func (e *Engine) queue(t string) *readyQueue {
-	q := e.queues[t]
-	if q == nil {
-		q = &readyQueue{name: t}
-		e.queues[t] = q
-		e.order = append(e.order, q)
+// unchange takes o, which has ended, off the list of what the next checkpoint has to hold.
+func (e *Engine) unchange(o *op) {
+	last := len(e.changed) - 1
+	moved := e.changed[last]
+	e.changed[o.changed-1] = moved
+	moved.changed = o.changed
+	e.changed[last] = nil
+	e.changed = e.changed[:last]
+	o.changed = 0
+}
+
+// untry takes a failed operation that cannot be retried any more out of the ring.
+func (e *Engine) untry(ref Ref) *failedOp {
+	f := e.failed.take(ref)
+	if f != nil && f.saved {
+		e.gone = append(e.gone, ref)
 	}
-	return q
+	return f
 }
 
 // Settle does what follows from the state and the time alone: due operations, lost leases, chains, and the dispatch of
 // what is ready to sessions that have room. cause is the last input, or the clock.
 func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
-	now = e.advance(now)
-	for len(e.timers) > 0 && e.timers[0].at <= now {
-		t := e.timers.pop()
-		if t.o.state.Status != operation.StatusWaiting || t.o.state.Until != t.at {
-			continue // it was postponed, paused or ended since
-		}
-		e.decide(&operation.Command{Kind: operation.Due, Org: t.o.state.Org, ID: t.o.state.ID, Cause: operation.Cause{Topic: "clock"}}, t.o, now)
+	now = e.time(now)
+	e.expire(now) // before the timers: a lost attempt may be due again at once
+	for len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now) {
+		o := e.timers.entries[0].o
+		e.decide(&operation.Command{Kind: operation.Due, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"}}, &o.state, now)
 	}
-	e.expire(now)
-	e.settleChains(cause)
+	e.settleChains(cause, now)
 	e.dispatch(cause, now)
 }
 
 // NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0.
 func (e *Engine) NextWake() operation.Time {
 	var at operation.Time
-	if len(e.timers) > 0 {
-		at = e.timers[0].at
+	if len(e.timers.entries) > 0 {
+		at = operation.Time(e.timers.entries[0].key)
 	}
 	for _, s := range e.roster {
 		if len(s.open) > 0 || s.announced {
@@ -483,38 +557,4 @@ func (e *Engine) NextWake() operation.Time {
 		}
 	}
 	return at
-}
-
-// failedRing keeps the states of the last failed operations without their payload, so that they can be retried by hand.
-type failedRing struct {
-	max   int
-	order []Ref // oldest first; an entry whose state is gone is passed over
-	byRef map[Ref]*operation.State
-	added []*operation.State // since the last checkpoint
-}
-
-func (r *failedRing) add(ref Ref, s *operation.State) {
-	kept := *s
-	kept.Request, kept.Result, kept.Progress = nil, nil, nil
-	if _, again := r.byRef[ref]; again {
-		r.order = slices.DeleteFunc(r.order, func(o Ref) bool { return o == ref })
-	}
-	r.byRef[ref] = &kept
-	r.order = append(r.order, ref)
-	r.added = append(r.added, &kept)
-	for len(r.order) > r.max {
-		delete(r.byRef, r.order[0])
-		r.order = r.order[1:]
-	}
-}
-
-func (r *failedRing) find(ref Ref) *operation.State { return r.byRef[ref] }
-
-func (r *failedRing) take(ref Ref) *operation.State {
-	s := r.byRef[ref]
-	if s != nil {
-		delete(r.byRef, ref)
-		r.order = slices.DeleteFunc(r.order, func(o Ref) bool { return o == ref })
-	}
-	return s
 }

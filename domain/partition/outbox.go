@@ -6,23 +6,22 @@ import "github.com/opstream/opstream/domain/operation"
 // cannot say that: it is ahead of the commits, and a session that is told too high a mark forgets what it must remember.
 type Outbox struct {
 	sessions map[operation.SessionID]*openPlaces
-	attempts map[Ref]openAttempt
+	attempts map[Ref]*openAttempt
+	spare    *openAttempt // a list by newer of what can be used again
 }
+
+// openPlaces is a list of the attempts that are open with a session, by place.
+type openPlaces struct{ oldest, newest *openAttempt }
 
 type openAttempt struct {
-	session operation.SessionID
-	place   operation.Place
-}
-
-// openPlaces are the places dispatched to a session, ascending, from the oldest open one on.
-type openPlaces struct {
-	places []operation.Place
-	closed map[operation.Place]struct{} // of places, those that are not at the front and closed already
+	session      operation.SessionID
+	place        operation.Place
+	older, newer *openAttempt
 }
 
 // NewOutbox makes the outbox of a partition without open attempts.
 func NewOutbox() *Outbox {
-	return &Outbox{sessions: make(map[operation.SessionID]*openPlaces), attempts: make(map[Ref]openAttempt)}
+	return &Outbox{sessions: make(map[operation.SessionID]*openPlaces), attempts: make(map[Ref]*openAttempt)}
 }
 
 // Commit takes an event that the journal holds at place.
@@ -39,43 +38,64 @@ func (b *Outbox) Commit(ev *operation.Event, place operation.Place) {
 func (b *Outbox) open(ref Ref, session operation.SessionID, place operation.Place) {
 	s := b.sessions[session]
 	if s == nil {
-		s = &openPlaces{closed: make(map[operation.Place]struct{})}
+		s = &openPlaces{}
 		b.sessions[session] = s
 	}
-	s.places = append(s.places, place)
-	b.attempts[ref] = openAttempt{session, place}
+	a := b.spare
+	if a == nil {
+		a = &openAttempt{}
+	} else {
+		b.spare = a.newer
+	}
+	*a = openAttempt{session: session, place: place, older: s.newest}
+	if s.newest == nil {
+		s.oldest = a
+	} else {
+		s.newest.newer = a
+	}
+	s.newest = a
+	b.attempts[ref] = a
 }
 
 func (b *Outbox) close(ref Ref) {
-	a, ok := b.attempts[ref]
-	if !ok {
+	a := b.attempts[ref]
+	if a == nil {
 		return
 	}
 	delete(b.attempts, ref)
 	s := b.sessions[a.session]
-	s.closed[a.place] = struct{}{}
-	for len(s.places) > 0 {
-		if _, ok := s.closed[s.places[0]]; !ok {
-			break
-		}
-		delete(s.closed, s.places[0])
-		s.places = s.places[1:]
+	if a.older == nil {
+		s.oldest = a.newer
+	} else {
+		a.older.newer = a.newer
 	}
-	if len(s.places) == 0 {
+	if a.newer == nil {
+		s.newest = a.older
+	} else {
+		a.newer.older = a.older
+	}
+	if s.oldest == nil {
 		delete(b.sessions, a.session)
 	}
+	*a = openAttempt{newer: b.spare}
+	b.spare = a
 }
+
+// Len is the number of open attempts.
+func (b *Outbox) Len() int { return len(b.attempts) }
 
 // Open returns the place of the open attempt of an operation, if the journal holds one.
 func (b *Outbox) Open(ref Ref) (operation.Place, bool) {
-	a, ok := b.attempts[ref]
-	return a.place, ok
+	if a := b.attempts[ref]; a != nil {
+		return a.place, true
+	}
+	return 0, false
 }
 
 // Low returns the oldest place that is open with a session, or otherwise when none is.
 func (b *Outbox) Low(session operation.SessionID, otherwise operation.Place) operation.Place {
 	if s := b.sessions[session]; s != nil {
-		return s.places[0]
+		return s.oldest.place
 	}
 	return otherwise
 }

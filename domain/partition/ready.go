@@ -1,143 +1,125 @@
 package partition
 
-import "github.com/opstream/opstream/domain/operation"
+import (
+	"math/bits"
+	"slices"
+
+	"github.com/opstream/opstream/domain/operation"
+)
 
 // readyQueue holds the ready operations of one type: by priority, then in turns over organizations (weighted round
-// robin), then by sequence. Operations that stop being ready are left in place and passed over when they come up.
+// robin), then by sequence.
 type readyQueue struct {
 	name   string
 	levels [operation.PriorityMax + 1]level
-	size   int // operations that are ready, the left-overs not counted
-	served uint64
+	filled uint16 // bit p is set when levels[p] has something
+	size   int
+	served uint64 // dispatches, moved up when it was empty for a while: see Engine.ready
+	at     int    // index in Engine.order, while size > 0
+	spare  []*orgQueue
 }
 
 type level struct {
 	byOrg map[string]*orgQueue
-	turn  []*orgQueue // organizations that have something, in the order of their turns
+	turn  []*orgQueue // organizations in the order of their turns; one that has nothing is taken out when its turn comes
 	at    int
 	size  int
 }
 
 type orgQueue struct {
+	heap
 	org    string
 	weight int
 	left   int // operations that it may still send in this turn
-	heap   []*op
 }
 
+// spareMax is how many unused organization queues a type keeps, and spareCap how long their arrays may be.
+const spareMax, spareCap = 64, 64
+
 func (q *readyQueue) push(o *op, weight func(string) int) {
-	l := &q.levels[o.state.Request.Priority]
+	p := o.state.Request.Priority
+	l := &q.levels[p]
+	oq := l.byOrg[o.state.Org]
+	if oq == nil {
+		oq = q.enter(l, o.state.Org, max(weight(o.state.Org), 1))
+	}
+	oq.set(o, int64(o.state.RequestedPlace))
+	o.queue, o.ready = q, oq
+	l.size++
+	q.size++
+	q.filled |= 1 << p
+}
+
+func (q *readyQueue) enter(l *level, org string, weight int) *orgQueue {
+	var oq *orgQueue
+	if n := len(q.spare); n > 0 {
+		oq, q.spare = q.spare[n-1], q.spare[:n-1]
+	} else {
+		oq = &orgQueue{heap: heap{place: inReady}}
+	}
+	oq.org, oq.weight, oq.left = org, weight, weight
 	if l.byOrg == nil {
 		l.byOrg = make(map[string]*orgQueue)
 	}
-	oq := l.byOrg[o.state.Org]
-	if oq == nil {
-		oq = &orgQueue{org: o.state.Org, weight: weight(o.state.Org)}
-		oq.left = oq.weight
-		l.byOrg[o.state.Org] = oq
-		l.turn = append(l.turn, oq)
-	}
-	if !o.inHeap { // else its old entry counts again
-		oq.push(o)
-	}
-	o.queued, o.inHeap = true, true
-	l.size++
-	q.size++
+	l.byOrg[org] = oq
+	l.turn = append(l.turn, oq)
+	return oq
 }
 
-// drop takes o out of the count; its entry in the heap is passed over later.
+// leave takes the organization at l.turn[i], which has nothing, out of the turns.
+func (q *readyQueue) leave(l *level, i int) {
+	oq := l.turn[i]
+	delete(l.byOrg, oq.org)
+	l.turn = slices.Delete(l.turn, i, i+1)
+	if i < l.at {
+		l.at--
+	}
+	if len(q.spare) < spareMax && cap(oq.entries) <= spareCap {
+		q.spare = append(q.spare, oq)
+	}
+}
+
+// drop takes o out, wherever it stands.
 func (q *readyQueue) drop(o *op) {
-	o.queued = false
-	q.levels[o.state.Request.Priority].size--
+	p := o.state.Request.Priority
+	l, oq := &q.levels[p], o.ready
+	oq.remove(o)
+	o.ready = nil
 	q.size--
+	if l.size--; l.size == 0 {
+		q.filled &^= 1 << p
+	}
+}
+
+// tidy takes the organization out that has nothing left, after a drop that was not its turn: a queue that nobody serves
+// must not remember all that ever passed.
+func (q *readyQueue) tidy(priority int8, oq *orgQueue) {
+	if l := &q.levels[priority]; len(oq.entries) == 0 {
+		if i := slices.Index(l.turn, oq); i >= 0 {
+			q.leave(l, i)
+		}
+	}
 }
 
 // top returns the highest priority that has a ready operation, or -1.
-func (q *readyQueue) top() int {
-	if q.size == 0 {
-		return -1
-	}
-	for p := len(q.levels) - 1; p >= 0; p-- {
-		if q.levels[p].size > 0 {
-			return p
-		}
-	}
-	return -1
-}
+func (q *readyQueue) top() int { return bits.Len16(q.filled) - 1 }
 
-// pop takes the next operation out, or returns nil when there is none.
-func (q *readyQueue) pop() *op {
-	p := q.top()
-	if p < 0 {
-		return nil
-	}
-	l := &q.levels[p]
-	for len(l.turn) > 0 {
+// next returns the operation whose turn it is, and counts the turn; the caller takes it out. There must be one.
+func (q *readyQueue) next() *op {
+	l := &q.levels[q.top()]
+	for {
 		if l.at >= len(l.turn) {
 			l.at = 0
 		}
 		oq := l.turn[l.at]
-		o := oq.pop()
-		if o == nil { // nothing left of this organization
-			l.turn = append(l.turn[:l.at], l.turn[l.at+1:]...)
-			delete(l.byOrg, oq.org)
+		if len(oq.entries) == 0 {
+			q.leave(l, l.at)
 			continue
 		}
 		if oq.left--; oq.left <= 0 {
 			oq.left = oq.weight
 			l.at++
 		}
-		q.drop(o)
-		return o
+		return oq.entries[0].o
 	}
-	return nil
-}
-
-// push adds o to the heap by sequence. Almost always it is the youngest and stays where it is put.
-func (q *orgQueue) push(o *op) {
-	q.heap = append(q.heap, o)
-	i := len(q.heap) - 1
-	for i > 0 {
-		parent := (i - 1) / 2
-		if q.heap[parent].state.RequestedPlace <= o.state.RequestedPlace {
-			break
-		}
-		q.heap[i] = q.heap[parent]
-		i = parent
-	}
-	q.heap[i] = o
-}
-
-// pop returns the oldest operation that is still queued.
-func (q *orgQueue) pop() *op {
-	for len(q.heap) > 0 {
-		o := q.heap[0]
-		last := len(q.heap) - 1
-		moved := q.heap[last]
-		q.heap[last] = nil
-		q.heap = q.heap[:last]
-		if last > 0 {
-			i := 0
-			for {
-				child := 2*i + 1
-				if child >= last {
-					break
-				}
-				if r := child + 1; r < last && q.heap[r].state.RequestedPlace < q.heap[child].state.RequestedPlace {
-					child = r
-				}
-				if moved.state.RequestedPlace <= q.heap[child].state.RequestedPlace {
-					break
-				}
-				q.heap[i] = q.heap[child]
-				i = child
-			}
-			q.heap[i] = moved
-		}
-		o.inHeap = false
-		if o.queued {
-			return o
-		}
-	}
-	return nil
 }

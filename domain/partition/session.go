@@ -60,9 +60,12 @@ func (e *Engine) Hear(hb *Heartbeat, now operation.Time) {
 		s.limit = max(s.base, s.limit*3/4)
 	}
 	s.announced, s.inbox, s.lease = true, hb.Inbox, hb.Lease
-	s.deadline = now.Add(hb.Lease)
+	if s.lease <= 0 {
+		s.lease = e.cfg.Lease
+	}
+	s.deadline = now.Add(s.lease)
 	if hb.Ended {
-		s.deadline = now.Add(min(EndedGrace, hb.Lease))
+		s.deadline = now.Add(min(EndedGrace, s.lease))
 	}
 }
 
@@ -110,36 +113,53 @@ func (e *Engine) openAttempt(o *op, at operation.Time) {
 	if !s.announced && s.deadline == 0 {
 		s.deadline = at.Add(e.cfg.Lease)
 	}
-	o.openAt = len(s.open)
-	o.sentAt = at
 	s.open = append(s.open, o)
+	o.openAt = int32(len(s.open))
+	o.sentAt = at
 }
 
 // closeAttempt takes o from its session.
-func (e *Engine) closeAttempt(o *op) {
+func (e *Engine) closeAttempt(o *op, why operation.EventKind) {
 	s := e.sessions[o.state.Session]
-	if s == nil || o.openAt < 0 {
+	if s == nil || o.openAt == 0 {
 		return
 	}
-	if full := len(s.open) >= s.limit; full && s.limit < s.room {
+	switch {
+	case why == operation.Returned || why == operation.LeaseWasLost:
+	case len(s.open) == s.limit && s.limit < s.room:
 		s.limit++ // it was used to the full and something came free: like a slow start, this doubles in one round trip
 	}
 	last := len(s.open) - 1
-	s.open[o.openAt] = s.open[last]
-	s.open[o.openAt].openAt = o.openAt
+	s.open[o.openAt-1] = s.open[last]
+	s.open[o.openAt-1].openAt = o.openAt
 	s.open[last] = nil
 	s.open = s.open[:last]
-	o.openAt = -1
+	o.openAt = 0
 }
 
 // overtaken is heard when the session gives an attempt back because it is busy: other partitions use the room as well.
 func (s *session) overtaken() { s.limit = max(1, s.limit/2) }
 
-// expire gives up the attempts of sessions that were silent for longer than their lease.
+// HeardThrough says that every heartbeat which the log held at t was given to Hear. Silence counts only up to there: a
+// scheduler that was frozen, or reads late, must not take its own deafness for a worker's silence.
+func (e *Engine) HeardThrough(t operation.Time) { e.heard = max(e.heard, t) }
+
+// Silent says whether a session's lease has run out by now without its silence being certain: the caller is to read the
+// heartbeats up to the log's end as of now, and to say so with [Engine.HeardThrough].
+func (e *Engine) Silent(now operation.Time) bool {
+	for _, s := range e.roster {
+		if s.deadline <= now && s.deadline > e.heard {
+			return true
+		}
+	}
+	return false
+}
+
+// expire gives up the attempts of sessions that are known to have been silent for longer than their lease.
 func (e *Engine) expire(now operation.Time) {
 	gone := false
 	for _, s := range e.roster {
-		if s.deadline > now {
+		if s.deadline > min(now, e.heard) {
 			continue
 		}
 		for len(s.open) > 0 {
@@ -147,7 +167,7 @@ func (e *Engine) expire(now operation.Time) {
 			e.decide(&operation.Command{
 				Kind: operation.LoseLease, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"},
 				Attempt: o.state.Attempt, Session: s.id, Policy: e.policy(o),
-			}, o, now)
+			}, &o.state, now)
 		}
 		delete(e.sessions, s.id)
 		gone = true
@@ -162,25 +182,33 @@ func (e *Engine) policy(o *op) *retry.Policy { return e.cfg.Policy(o.state.Reque
 
 // dispatch hands ready operations to sessions that have room: the highest priority first, among types in turns.
 func (e *Engine) dispatch(cause operation.Cause, now operation.Time) {
-	for {
-		var best *readyQueue
-		var to *session
-		priority := -1
-		for _, q := range e.order {
-			p := q.top()
-			if p < 0 || p < priority || p == priority && q.served >= best.served {
-				continue
-			}
-			if s := e.roomFor(q.name); s != nil {
-				best, to, priority = q, s, p
+	if len(e.order) == 0 {
+		return
+	}
+	e.asked = append(e.asked[:0], e.order...)
+	for len(e.asked) > 0 {
+		best := 0
+		for i, q := range e.asked[1:] {
+			b := e.asked[best]
+			if p, bp := q.top(), b.top(); p > bp || p == bp && q.served < b.served {
+				best = i + 1
 			}
 		}
-		if best == nil {
-			return
+		q := e.asked[best]
+		to := e.roomFor(q.name)
+		if to != nil {
+			e.served = q.served
+			q.served++
+			o := q.next()
+			e.unready(o)
+			e.decide(&operation.Command{Kind: operation.Dispatch, Org: o.state.Org, ID: o.state.ID, Cause: cause, Session: to.id}, &o.state, now)
 		}
-		best.served++
-		o := best.pop()
-		e.decide(&operation.Command{Kind: operation.Dispatch, Org: o.state.Org, ID: o.state.ID, Cause: cause, Session: to.id}, o, now)
+		if to == nil || q.size == 0 { // room does not come back in here
+			last := len(e.asked) - 1
+			e.asked[best] = e.asked[last]
+			e.asked[last] = nil
+			e.asked = e.asked[:last]
+		}
 	}
 }
 

@@ -91,8 +91,11 @@ func (p Policy) Next(failures int, seed uint64) (time.Duration, bool) {
 	if p.Jitter > 0 {
 		wait *= 1 + p.Jitter*(2*unit(seed)-1)
 	}
-	// Far below the largest Duration, so that later sums cannot overflow.
-	return time.Duration(min(wait, float64(100*365*24*time.Hour))), true
+	// Far below the largest Duration, so that later sums cannot overflow. A product of nothing and infinity is no number.
+	if wait > 0 {
+		return time.Duration(min(wait, float64(100*365*24*time.Hour))), true
+	}
+	return 0, true
 }
 
 // Seed makes a seed for [Policy.Next] from an operation's id and attempt, so that operations which fail together do not

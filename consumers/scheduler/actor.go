@@ -1,0 +1,338 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// actor runs one partition's engine from one recovery to the next loss of the journal's end.
+type actor struct {
+	s    *Scheduler
+	p    int32
+	log  *slog.Logger
+	seen *status
+
+	engine *partition.Engine
+	outbox *partition.Outbox
+	chain  schemas.Chain
+	opened operation.Place // of this writer's partition.opened: its name in checkpoints
+
+	flying []appended // appended and not yet acknowledged, by place
+	points checkpoints
+	mark   effectsMark
+
+	unsent []appended // forwarded requests whose signals recovery could not tell to be sent
+
+	wake chan struct{} // holds one token when there is something to look at
+
+	mu       sync.Mutex
+	inputs   []*kgo.Record
+	beats    []heard
+	acks     []ack
+	signaled []operation.Place // whose signals are on the log
+	heard    operation.Time
+	paused   bool // too many inputs wait: their partitions are not fetched
+
+	spare struct { // the other halves of double buffers
+		inputs []*kgo.Record
+		beats  []heard
+		acks   []ack
+	}
+}
+
+// appended is what an actor must know of an event until and when it is committed.
+type appended struct {
+	kind    operation.EventKind
+	org     string
+	id      operation.ID
+	session operation.SessionID
+	place   operation.Place
+	cause   operation.Cause
+	to      int32
+	body    []byte
+}
+
+type ack struct {
+	offset int64
+	err    error
+}
+
+func newActor(s *Scheduler, p int32, seen *status, log *slog.Logger) *actor {
+	return &actor{s: s, p: p, log: log, seen: seen, wake: make(chan struct{}, 1)}
+}
+
+// errDisplaced ends an actor whose append did not land where it was decided for: another writer was faster.
+var errDisplaced = errors.New("another writer has appended to the journal")
+
+const (
+	resendEvery = time.Second
+	// closing bounds the hand-over of a partition: appends that are not acknowledged by then are read by the next owner.
+	closing = 2 * time.Second
+)
+
+// run recovers and works until ctx ends (nil) or the journal's end is not known any more.
+func (a *actor) run(ctx context.Context) error {
+	began := time.Now()
+	if err := a.recover(ctx); err != nil {
+		return fmt.Errorf("recovery: %w", err)
+	}
+	a.log.Info("partition recovered", "live", a.engine.Live(), "end", int64(a.engine.End()), "took", time.Since(began).Round(time.Millisecond))
+
+	a.engine.Open(a.s.cfg.Owner, now())
+	a.opened = a.engine.End() - 1
+	a.append()
+	for len(a.flying) > 0 { // a new owner learns here whether it knows the end
+		if err := a.wait(ctx, nil); err != nil {
+			return stopOr(ctx, err)
+		}
+		if err := a.acknowledge(); err != nil {
+			return err
+		}
+	}
+	a.resumeEffects()
+	a.engine.Grace(now())
+	a.s.fetch.begin(a, a.engine.Positions())
+	defer a.s.fetch.end(a)
+	a.seen.active.Store(true)
+	defer a.seen.active.Store(false)
+	return a.work(ctx)
+}
+
+func stopOr(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func now() operation.Time { return operation.TimeOf(time.Now()) }
+
+// work is the actor's loop: acknowledgements and their effects first, then inputs, then what follows from the state.
+func (a *actor) work(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	resend := now().Add(resendEvery)
+	cause := operation.Cause{Topic: "clock"}
+	for {
+		if err := a.acknowledge(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return a.leave(ctx)
+		}
+		t := now()
+		quiet := a.points.due(a, t)
+		if quiet && len(a.flying) == 0 {
+			a.points.write(a, t)
+			quiet = false
+		}
+		if !quiet && len(a.flying) < a.s.cfg.InFlightMax {
+			a.takeBeats(t, &cause)
+			a.takeInputs(ctx, t, &cause)
+			a.engine.Settle(cause, t)
+			cause = operation.Cause{Topic: "clock"}
+			a.append()
+		}
+		if t >= resend {
+			a.offerAgain(t)
+			resend = t.Add(resendEvery)
+		}
+		a.seen.live.Store(int64(a.engine.Live()))
+		a.seen.end.Store(int64(a.engine.End()))
+
+		if a.engine.Silent(t) {
+			a.s.fetch.askSilence(ctx)
+		}
+		next := resend
+		if a.idle() { // nothing is open: wake only for what the engine or the checkpoints know
+			next = 0
+		}
+		next = earliest(next, a.engine.NextWake())
+		next = earliest(next, a.points.next(a))
+		if next == 0 {
+			next = t.Add(time.Minute)
+		}
+		// A lease that has run out is confirmed by the fetcher, which wakes the actor: no need to spin meanwhile.
+		timer.Reset(max(next.Sub(now()), time.Millisecond))
+		if next <= t {
+			timer.Reset(20 * time.Millisecond)
+		}
+		if err := a.wait(ctx, timer.C); err != nil {
+			return a.leave(ctx)
+		}
+	}
+}
+
+func earliest(a, b operation.Time) operation.Time {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// idle says whether no attempt is open, so that nothing has to be offered again.
+func (a *actor) idle() bool { return a.outbox.Len() == 0 }
+
+// wait returns when there is something to look at or it is time, or an error when ctx has ended.
+func (a *actor) wait(ctx context.Context, timer <-chan time.Time) error {
+	select {
+	case <-a.wake:
+		return nil
+	case <-timer:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (a *actor) signal() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// give takes fetched inputs. It returns true when the partition must not be fetched until fetcher.resume. The fetcher
+// calls it.
+func (a *actor) give(_ string, records []*kgo.Record) (pause bool) {
+	a.mu.Lock()
+	a.inputs = append(a.inputs, records...)
+	if len(a.inputs) > a.s.cfg.QueueMax {
+		a.paused, pause = true, true
+	}
+	a.mu.Unlock()
+	a.signal()
+	return pause
+}
+
+func (a *actor) hear(h heard) {
+	a.mu.Lock()
+	a.beats = append(a.beats, h)
+	a.mu.Unlock()
+	a.signal()
+}
+
+func (a *actor) heardThrough(t operation.Time) {
+	a.mu.Lock()
+	a.heard = max(a.heard, t)
+	a.mu.Unlock()
+	a.signal()
+}
+
+func (a *actor) acked(rec *kgo.Record, err error) {
+	a.mu.Lock()
+	a.acks = append(a.acks, ack{rec.Offset, err})
+	first := len(a.acks) == 1
+	a.mu.Unlock()
+	if first {
+		a.signal()
+	}
+}
+
+func (a *actor) takeBeats(t operation.Time, cause *operation.Cause) {
+	a.mu.Lock()
+	beats := a.beats
+	a.beats, a.spare.beats = a.spare.beats[:0], nil
+	through := a.heard
+	a.mu.Unlock()
+	for i := range beats {
+		a.engine.Hear(&beats[i].beat, beats[i].at)
+		*cause = operation.Cause{Topic: schemas.TopicSessions, Offset: beats[i].offset}
+	}
+	// Only after the heartbeats themselves, which were queued before it.
+	a.engine.HeardThrough(min(through, t))
+	a.spare.beats = beats[:0]
+}
+
+// append seals and sends the events that were decided since the last call.
+func (a *actor) append() {
+	events := a.engine.Take()
+	if len(events) == 0 {
+		return
+	}
+	a.points.grew(len(events))
+	place := a.engine.End() - operation.Place(len(events))
+	topic := a.s.cfg.Topics.Journal()
+	for i := range events {
+		ev := &events[i]
+		rec := schemas.EncodeEvent(ev, a.key(ev), a.p)
+		rec.Topic, rec.Partition = topic, a.p
+		a.chain.Seal(rec)
+		a.flying = append(a.flying, appended{
+			kind: ev.Kind, org: ev.Org, id: ev.ID, session: ev.Session, place: place + operation.Place(i),
+			cause: ev.Cause, to: ev.To, body: ev.Body,
+		})
+		a.s.out.Produce(a.s.ctx, rec, a.acked)
+	}
+}
+
+// key is the partition key that the event's record carries.
+func (a *actor) key(ev *operation.Event) []byte {
+	if ev.Request != nil {
+		return []byte(ev.Request.Key())
+	}
+	if s := a.engine.State(ev.Org, ev.ID); s != nil && s.Request != nil {
+		return []byte(s.Request.Key())
+	}
+	if ev.Org == "" {
+		return nil
+	}
+	return []byte(operation.Key(ev.Org, "", "", ev.ID))
+}
+
+// acknowledge takes the broker's answers. Each must be for the place that the event was decided for.
+func (a *actor) acknowledge() error {
+	a.mu.Lock()
+	acks := a.acks
+	a.acks, a.spare.acks = a.spare.acks[:0], nil
+	signaled := a.signaled
+	a.signaled = nil
+	a.mu.Unlock()
+	for _, place := range signaled {
+		delete(a.mark.unsent, place)
+	}
+	defer func() { a.spare.acks = acks[:0] }()
+	for i, got := range acks {
+		ev := &a.flying[i]
+		switch {
+		case got.err != nil:
+			return fmt.Errorf("what became of the append for place %d is not known: %w", ev.place, got.err)
+		case got.offset != int64(ev.place):
+			return fmt.Errorf("%w: an event for place %d landed at %d", errDisplaced, ev.place, got.offset)
+		}
+		a.commit(ev)
+	}
+	a.flying = a.flying[:copy(a.flying, a.flying[len(acks):])]
+	return nil
+}
+
+// leave hands the partition over: what is in flight is waited for, within a bound, and a last checkpoint makes the next
+// owner's start short. Nothing depends on either.
+func (a *actor) leave(ctx context.Context) error {
+	a.s.fetch.end(a)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
+	defer cancel()
+	for len(a.flying) > 0 {
+		if a.wait(grace, nil) != nil {
+			return nil
+		}
+		if err := a.acknowledge(); err != nil {
+			a.log.Warn("the partition was left before its last appends were known", "err", err)
+			return nil
+		}
+	}
+	if a.points.dirty() {
+		a.points.write(a, now())
+		a.points.flush(grace, a)
+	}
+	return nil
+}

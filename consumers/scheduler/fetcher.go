@@ -1,0 +1,224 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// heard is a heartbeat with the time at which it was read.
+type heard struct {
+	beat   partition.Heartbeat
+	at     operation.Time
+	offset int64
+}
+
+// fetcher reads the input topics for all actors of a process with one client. Everything that changes what is fetched, and
+// for whom, runs on the goroutine that polls: a record that was fetched for an actor's predecessor is gone when the actor's
+// own positions are set.
+type fetcher struct {
+	cfg    Config
+	log    *slog.Logger
+	client *kgo.Client
+	admin  *kadm.Client
+	hear   func(heard)
+
+	mu    sync.Mutex
+	tasks []func()
+	kick  context.CancelFunc // ends the poll that is waiting
+
+	// Of the polling goroutine.
+	actors   map[int32]*actor
+	last     map[operation.SessionID]heard
+	sessions int64 // next offset of the heartbeats
+	asked    []audit
+	asking   bool
+}
+
+// audit is the question whether all heartbeats up to an offset, the log's end at a time, were heard.
+type audit struct {
+	end int64
+	at  operation.Time
+}
+
+func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, hear func(heard)) (*fetcher, error) {
+	// Heartbeats of one lease back are enough: whoever has sent none since is silent.
+	topic := cfg.Topics.Sessions()
+	since := time.Now().Add(-max(cfg.Engine.Lease, 15*time.Second))
+	offsets, err := admin.ListOffsetsAfterMilli(ctx, since.UnixMilli(), topic)
+	if err != nil {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	}
+	from, ok := offsets.Lookup(topic, 0)
+	if !ok || from.Err != nil {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
+	}
+	client, err := kgo.NewClient(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}),
+		kgo.FetchMaxBytes(16<<20),
+		kgo.FetchMaxPartitionBytes(4<<20),
+	)...)
+	if err != nil {
+		return nil, err
+	}
+	return &fetcher{
+		cfg: cfg, log: cfg.Logger, client: client, admin: admin, hear: hear, sessions: from.Offset,
+		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
+	}, nil
+}
+
+// do runs task on the polling goroutine, soon.
+func (f *fetcher) do(task func()) {
+	f.mu.Lock()
+	f.tasks = append(f.tasks, task)
+	f.kick()
+	f.mu.Unlock()
+}
+
+func (f *fetcher) run(ctx context.Context) {
+	defer f.client.Close()
+	for ctx.Err() == nil {
+		f.mu.Lock()
+		tasks := f.tasks
+		f.tasks = nil
+		poll, cancel := context.WithCancel(ctx)
+		f.kick = cancel
+		f.mu.Unlock()
+		for _, task := range tasks {
+			task()
+		}
+		fetches := f.client.PollRecords(poll, 20_000)
+		cancel()
+		for _, err := range fetches.Errors() {
+			if !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, kgo.ErrClientClosed) {
+				f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
+			}
+		}
+		now := operation.TimeOf(time.Now())
+		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+			if len(p.Records) == 0 {
+				return
+			}
+			if p.Topic == f.cfg.Topics.Sessions() {
+				f.beats(p.Records, now)
+			} else if a := f.actors[p.Partition]; a != nil {
+				if a.give(p.Topic, p.Records) {
+					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
+				}
+			}
+		})
+		f.settleAudits()
+	}
+}
+
+// beats reads heartbeats. One that cannot be read is reported and passed over.
+func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
+	for _, rec := range records {
+		f.sessions = rec.Offset + 1
+		hb, err := schemas.DecodeHeartbeat(rec)
+		if err != nil {
+			f.log.Warn("heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "offset", rec.Offset, "err", err)
+			continue
+		}
+		h := heard{at: now, offset: rec.Offset, beat: partition.Heartbeat{
+			Session: hb.Session, Pool: hb.Pool, Types: hb.Types, Room: int(hb.Slots + hb.Queue), Inbox: hb.Inbox,
+			Lease: hb.Lease, Draining: hb.State == schemas.SessionDraining, Ended: hb.State == schemas.SessionEnded,
+		}}
+		if h.beat.Ended {
+			delete(f.last, hb.Session)
+		} else {
+			f.last[hb.Session] = h
+		}
+		f.hear(h)
+	}
+	for id, h := range f.last {
+		if h.at.Add(h.beat.Lease) < now {
+			delete(f.last, id)
+		}
+	}
+}
+
+// begin routes a partition's inputs to a from its engine's positions on.
+func (f *fetcher) begin(a *actor, pos partition.Positions) {
+	f.do(func() {
+		f.forget(a.p)
+		f.actors[a.p] = a
+		for _, h := range f.last {
+			a.hear(h)
+		}
+		at := func(offset int64) map[int32]kgo.Offset {
+			return map[int32]kgo.Offset{a.p: kgo.NewOffset().At(offset)}
+		}
+		f.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{
+			f.cfg.Topics.Requests(): at(pos.Requests),
+			f.cfg.Topics.Reports():  at(pos.Reports),
+			f.cfg.Topics.Signals():  at(pos.Signals),
+		})
+	})
+}
+
+// end stops the routing to a.
+func (f *fetcher) end(a *actor) {
+	f.do(func() {
+		if f.actors[a.p] == a {
+			f.forget(a.p)
+		}
+	})
+}
+
+func (f *fetcher) inputs(p int32) map[string][]int32 {
+	return map[string][]int32{f.cfg.Topics.Requests(): {p}, f.cfg.Topics.Reports(): {p}, f.cfg.Topics.Signals(): {p}}
+}
+
+func (f *fetcher) forget(p int32) {
+	if f.actors[p] != nil {
+		delete(f.actors, p)
+		f.client.RemoveConsumePartitions(f.inputs(p))
+		f.client.ResumeFetchPartitions(f.inputs(p))
+	}
+}
+
+// resume lets a partition's inputs be fetched again.
+func (f *fetcher) resume(p int32) {
+	f.do(func() { f.client.ResumeFetchPartitions(f.inputs(p)) })
+}
+
+// askSilence finds out, off the polling goroutine, where the heartbeats' log ends now. When it is read to there, the actors
+// learn that they have heard everything up to now.
+func (f *fetcher) askSilence(ctx context.Context) {
+	f.do(func() {
+		if f.asking {
+			return
+		}
+		f.asking = true
+		at := operation.TimeOf(time.Now())
+		go func() {
+			ends, err := f.admin.ListEndOffsets(ctx, f.cfg.Topics.Sessions())
+			end, ok := ends.Lookup(f.cfg.Topics.Sessions(), 0)
+			f.do(func() {
+				f.asking = false
+				if err == nil && ok && end.Err == nil {
+					f.asked = append(f.asked, audit{end.Offset, at})
+				}
+			})
+		}()
+	})
+}
+
+func (f *fetcher) settleAudits() {
+	for len(f.asked) > 0 && f.asked[0].end <= f.sessions {
+		for _, a := range f.actors {
+			a.heardThrough(f.asked[0].at)
+		}
+		f.asked = f.asked[1:]
+	}
+}

@@ -1,0 +1,245 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// recover builds the engine from the newest complete checkpoint and the journal after it.
+func (a *actor) recover(ctx context.Context) error {
+	a.engine = partition.New(a.s.cfg.Engine)
+	topics := a.s.cfg.Topics
+	var sets checkpointSets
+	if err := a.s.read(ctx, topics.Checkpoints(), a.p, 0, sets.add); err != nil {
+		return fmt.Errorf("checkpoints: %w", err)
+	}
+	effects := operation.Place(0)
+	if newest := sets.newest(); newest != nil {
+		for _, set := range newest {
+			a.engine.Restore(set.checkpoint())
+		}
+		last := newest[len(newest)-1].position
+		a.chain, effects = last.Chain, last.Effects
+		a.engine.Restored()
+	}
+	// Signals since the mark are sent again, so the journal is read from there; its events before the checkpoint are
+	// in the engine already.
+	from := a.chain.Next
+	if err := a.s.read(ctx, topics.Journal(), a.p, min(int64(effects), from), func(rec *kgo.Record) error {
+		if rec.Offset < from {
+			return a.unsentSignal(rec)
+		}
+		return a.replay(rec)
+	}); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	a.engine.Skip(operation.Place(a.chain.Next))
+	a.engine.Recovered()
+	a.outbox = a.engine.Outbox()
+	a.points = checkpoints{since: now()}
+	if from == 0 && a.chain.Next > 0 || a.chain.Next-from > 0 {
+		a.points.events = int(a.chain.Next - from)
+	}
+	return nil
+}
+
+// replay applies one record of the journal, if it counts.
+func (a *actor) replay(rec *kgo.Record) error {
+	verdict, err := a.chain.Check(rec)
+	switch verdict {
+	case schemas.Broken:
+		return fmt.Errorf("the journal was changed at offset %d, and nothing after it can be trusted; restore it or stop this partition: %w", rec.Offset, err)
+	case schemas.Void:
+		a.engine.Skip(operation.Place(rec.Offset + 1))
+		return nil
+	}
+	ev, err := schemas.DecodeEvent(rec)
+	if err != nil {
+		return fmt.Errorf("a valid event cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)
+	}
+	a.engine.Replay(&ev, operation.Place(rec.Offset))
+	if ev.Kind == operation.Forwarded {
+		a.unsent = append(a.unsent, appended{kind: ev.Kind, place: operation.Place(rec.Offset), cause: ev.Cause, to: ev.To, body: ev.Body})
+	}
+	return nil
+}
+
+// unsentSignal remembers a forwarded request between the effects mark and the checkpoint. That the record counts was
+// checked by whoever set the mark; a void one in between does harm to nobody, since its receiver knows what it has had.
+func (a *actor) unsentSignal(rec *kgo.Record) error {
+	ev, err := schemas.DecodeEvent(rec)
+	if err == nil && ev.Kind == operation.Forwarded {
+		a.unsent = append(a.unsent, appended{kind: ev.Kind, place: operation.Place(rec.Offset), cause: ev.Cause, to: ev.To, body: ev.Body})
+	}
+	return nil
+}
+
+// read gives fn the records of a partition from an offset, or from the log's start if that is later, to its present end.
+func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64, fn func(*kgo.Record) error) error {
+	starts, err := s.admin.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	ends, err := s.admin.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	start, ok1 := starts.Lookup(topic, p)
+	end, ok2 := ends.Lookup(topic, p)
+	if err := errors.Join(start.Err, end.Err); err != nil || !ok1 || !ok2 {
+		return fmt.Errorf("offsets of %s/%d: %w", topic, p, errors.Join(err, errNoOffsets))
+	}
+	from = max(from, start.Offset)
+	if from >= end.Offset {
+		return nil
+	}
+	client, err := kgo.NewClient(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
+		kgo.FetchMaxBytes(32<<20), kgo.FetchMaxPartitionBytes(16<<20),
+	)...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for next := from; next < end.Offset; {
+		fetches := client.PollRecords(ctx, 20_000)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errs := fetches.Errors(); len(errs) > 0 {
+			return fmt.Errorf("reading %s/%d at %d: %w", topic, p, next, errs[0].Err)
+		}
+		for it := fetches.RecordIter(); !it.Done(); {
+			rec := it.Next()
+			if rec.Offset >= end.Offset {
+				return nil
+			}
+			if err := fn(rec); err != nil {
+				return err
+			}
+			next = rec.Offset + 1
+		}
+	}
+	return nil
+}
+
+var errNoOffsets = errors.New("the broker named none")
+
+var errFound = errors.New("found")
+
+// requestAt reads the request that the event at place holds.
+func (a *actor) requestAt(ctx context.Context, place operation.Place) (req *operation.Request, err error) {
+	err = a.s.read(ctx, a.s.cfg.Topics.Journal(), a.p, int64(place), func(rec *kgo.Record) error {
+		if rec.Offset != int64(place) {
+			return fmt.Errorf("expected a record at %d, but the next one is at %d", place, rec.Offset)
+		}
+		ev, err := schemas.DecodeEvent(rec)
+		if err != nil {
+			return err
+		}
+		if req = ev.Request; req == nil {
+			return fmt.Errorf("expected a request at %d, but there is an event %s", place, ev.Kind)
+		}
+		return errFound
+	})
+	if errors.Is(err, errFound) {
+		return req, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("the journal ends before %d", place)
+	}
+	return nil, err
+}
+
+// checkpointSet is one set as far as it was read.
+type checkpointSet struct {
+	id       schemas.Set
+	ops      []*operation.State
+	gone     []schemas.Gone
+	known    []schemas.Known
+	records  int64
+	position *schemas.Position // nil while it is not complete
+}
+
+// checkpointSets sorts the records of a partition's checkpoints by writer and set. Those of several writers may be mixed.
+type checkpointSets struct {
+	byID  map[schemas.Set]*checkpointSet
+	order []*checkpointSet // complete ones, in the order of their position records
+}
+
+func (c *checkpointSets) add(rec *kgo.Record) error {
+	r, err := schemas.DecodeCheckpoint(rec)
+	if err != nil {
+		return fmt.Errorf("a checkpoint cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)
+	}
+	if c.byID == nil {
+		c.byID = make(map[schemas.Set]*checkpointSet)
+	}
+	set := c.byID[r.Set]
+	if set == nil {
+		set = &checkpointSet{id: r.Set}
+		c.byID[r.Set] = set
+	}
+	switch {
+	case r.Position != nil:
+		if r.Position.Records == set.records && set.position == nil {
+			set.position = r.Position
+			c.order = append(c.order, set)
+		}
+		return nil
+	case r.State != nil:
+		set.ops = append(set.ops, r.State)
+	}
+	set.gone = append(set.gone, r.Gone...)
+	set.known = append(set.known, r.Known...)
+	set.records++
+	return nil
+}
+
+// newest returns the base and the increments that lead to the newest place, or nil when there is no complete base.
+func (c *checkpointSets) newest() []*checkpointSet {
+	var best []*checkpointSet
+	for _, last := range c.order {
+		if best != nil && last.position.Chain.Next <= best[len(best)-1].position.Chain.Next {
+			continue
+		}
+		var sets []*checkpointSet
+		for set := last; set != nil && set.position != nil; set = c.byID[set.position.Builds] {
+			sets = append(sets, set)
+			if set.position.Base {
+				slices.Reverse(sets)
+				best = sets
+				break
+			}
+		}
+	}
+	return best
+}
+
+func (s *checkpointSet) checkpoint() *partition.Checkpoint {
+	cp := &partition.Checkpoint{
+		Base: s.position.Base, Now: s.position.Now, End: operation.Place(s.position.Chain.Next),
+		Pos: partition.Positions{Requests: s.position.Requests, Reports: s.position.Reports, Signals: s.position.Signals},
+	}
+	for _, state := range s.ops {
+		if state.Status.Terminal() {
+			cp.Failed = append(cp.Failed, state)
+		} else {
+			cp.Ops = append(cp.Ops, state)
+		}
+	}
+	for _, ref := range s.gone {
+		cp.Gone = append(cp.Gone, partition.Ref{Org: ref.Org, ID: ref.ID})
+	}
+	for _, k := range s.known {
+		cp.Known = append(cp.Known, partition.Known{Hash: k.Hash, Body: k.Body, Status: k.Status})
+	}
+	return cp
+}

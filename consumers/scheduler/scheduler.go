@@ -1,0 +1,286 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Config of a [Scheduler].
+type Config struct {
+	// Client holds what every client needs: seed brokers, dialer, TLS, SASL. Required.
+	Client []kgo.Opt
+	Topics schemas.Topics
+	// Group is the consumer group that decides who owns which partition. Default: the topics' prefix + "scheduler".
+	Group string
+	// GroupSession is how long a silent member keeps its partitions. Default 6 s, the least that brokers allow by default.
+	GroupSession time.Duration
+	// Owner names this process in the journal. Required, unique.
+	Owner string
+	// Engine is the configuration of every partition; Partitions is filled in from the topic.
+	Engine partition.Config
+	// CheckpointEvery is the time between checkpoints of a partition that has changed. Default 5 s.
+	CheckpointEvery time.Duration
+	// CheckpointEvents is the number of events after which one is written earlier. Default 50 000.
+	CheckpointEvents int
+	// InFlightMax is the number of events of one partition that may be unacknowledged. Default 16 384.
+	InFlightMax int
+	// QueueMax is the number of inputs of one partition that may wait in memory. Default 32 768.
+	QueueMax int
+	Logger   *slog.Logger // Default slog.Default()
+}
+
+func (c Config) withDefaults() Config {
+	if c.Group == "" {
+		c.Group = strings.TrimSuffix(c.Topics.Requests(), schemas.TopicRequests) + "scheduler"
+	}
+	if c.GroupSession == 0 {
+		c.GroupSession = 6 * time.Second
+	}
+	if c.CheckpointEvery == 0 {
+		c.CheckpointEvery = 5 * time.Second
+	}
+	if c.CheckpointEvents == 0 {
+		c.CheckpointEvents = 50_000
+	}
+	if c.InFlightMax == 0 {
+		c.InFlightMax = 16_384
+	}
+	if c.QueueMax == 0 {
+		c.QueueMax = 32_768
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+// Scheduler owns partitions and runs an actor for each. Make it with [New], run it once with [Scheduler.Run].
+type Scheduler struct {
+	cfg   Config
+	log   *slog.Logger
+	out   *kgo.Client // appends and effects
+	admin *kadm.Client
+	fetch *fetcher
+
+	mu      sync.Mutex
+	owned   map[int32]*ownership
+	ctx     context.Context //nolint:containedctx // of Run; the group's callbacks have none that outlives them
+	running sync.WaitGroup
+}
+
+// ownership is one stay of a partition with this process.
+type ownership struct {
+	stop context.CancelCauseFunc
+	done chan struct{}
+	seen *status
+}
+
+var errRevoked = errors.New("the partition is another scheduler's now")
+
+// New connects to the brokers. The caller must call [Scheduler.Run], which closes what New has opened.
+func New(cfg Config) (*Scheduler, error) {
+	cfg = cfg.withDefaults()
+	if cfg.Owner == "" {
+		return nil, errors.New("expected Config.Owner to name this process, but it is empty")
+	}
+	out, err := kgo.NewClient(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0),
+		kgo.ProducerBatchMaxBytes(schemas.MaxBatchBytes),
+		kgo.ProducerBatchCompression(kgo.SnappyCompression(), kgo.NoCompression()),
+		kgo.MaxBufferedRecords(1<<18),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("producing client: %w", err)
+	}
+	return &Scheduler{
+		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out), owned: make(map[int32]*ownership),
+	}, nil
+}
+
+// Run takes part until ctx ends, then hands its partitions over and returns nil. It returns an error when it cannot go on.
+func (s *Scheduler) Run(ctx context.Context) error {
+	defer s.out.Close()
+	partitions, err := s.partitions(ctx)
+	if err != nil {
+		return err
+	}
+	s.cfg.Engine.Partitions = partitions
+
+	// Actors outlive ctx until they have handed over.
+	work, stopWork := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopWork(errStopped)
+	s.ctx = work
+	s.fetch, err = newFetcher(ctx, s.cfg, s.admin, s.hear)
+	if err != nil {
+		return fmt.Errorf("fetching client: %w", err)
+	}
+	var fetching sync.WaitGroup
+	fetchCtx, stopFetch := context.WithCancel(work)
+	fetching.Go(func() { s.fetch.run(fetchCtx) })
+
+	member, err := kgo.NewClient(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
+		kgo.ConsumerGroup(s.cfg.Group),
+		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
+		kgo.SessionTimeout(s.cfg.GroupSession),
+		kgo.HeartbeatInterval(s.cfg.GroupSession/6),
+		kgo.DisableAutoCommit(),
+		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, got map[string][]int32) { s.assigned(got) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
+	)...)
+	if err != nil {
+		stopFetch()
+		fetching.Wait()
+		return fmt.Errorf("group client: %w", err)
+	}
+	// The membership is all that is wanted of this client.
+	member.PauseFetchTopics(s.cfg.Topics.Requests())
+	for ctx.Err() == nil {
+		if errs := member.PollFetches(ctx).Errors(); len(errs) > 0 && ctx.Err() == nil {
+			s.log.Warn("the group of schedulers cannot be reached", "err", errs[0].Err)
+		}
+	}
+	s.releaseAll(errStopped)
+	member.CloseAllowingRebalance() // leaves the group, so that the others take over at once
+	s.running.Wait()
+	stopFetch()
+	fetching.Wait()
+	return nil
+}
+
+var errStopped = errors.New("the scheduler stops")
+
+// partitions is the number of partitions of requests, which journal, reports, signals and checkpoints must share.
+func (s *Scheduler) partitions(ctx context.Context) (int, error) {
+	t := s.cfg.Topics
+	names := []string{t.Requests(), t.Reports(), t.Signals(), t.Journal(), t.Checkpoints()}
+	details, err := s.admin.ListTopics(ctx, append(names, t.Inboxes(), t.Sessions(), t.DeadLetter())...)
+	if err != nil {
+		return 0, fmt.Errorf("cannot ask the brokers for the topics: %w", err)
+	}
+	for _, d := range details {
+		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+			return 0, fmt.Errorf("topic %s does not exist; create the topics first", d.Topic)
+		} else if d.Err != nil {
+			return 0, fmt.Errorf("topic %s: %w", d.Topic, d.Err)
+		}
+	}
+	n := len(details[names[0]].Partitions)
+	for _, name := range names {
+		if m := len(details[name].Partitions); m != n {
+			return 0, fmt.Errorf("expected topic %s to have %d partitions as %s has, but it has %d", name, n, names[0], m)
+		}
+	}
+	return n, nil
+}
+
+func (s *Scheduler) assigned(got map[string][]int32) {
+	for _, p := range got[s.cfg.Topics.Requests()] {
+		s.own(p)
+	}
+}
+
+func (s *Scheduler) own(p int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owned[p] != nil || s.ctx.Err() != nil {
+		return
+	}
+	ctx, stop := context.WithCancelCause(s.ctx)
+	o := &ownership{stop: stop, done: make(chan struct{}), seen: &status{}}
+	s.owned[p] = o
+	s.running.Go(func() {
+		defer close(o.done)
+		s.tend(ctx, p, o.seen)
+	})
+}
+
+// tend runs one actor of partition p after the other, until the partition is given up: an actor ends whenever it finds
+// that it does not know the journal's end.
+func (s *Scheduler) tend(ctx context.Context, p int32, seen *status) {
+	log := s.log.With("partition", p)
+	pause := time.Duration(0)
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := newActor(s, p, seen, log).run(ctx)
+		if ctx.Err() != nil || err == nil {
+			return
+		}
+		// Another writer, a broker that does not answer, a log that cannot be read: all mended by reading anew. Two
+		// owners that fight take turns at growing distance instead of burning the CPU.
+		if pause = min(max(2*pause, 5*time.Millisecond), 2*time.Second); time.Since(began) > 10*time.Second {
+			pause = 5 * time.Millisecond
+		}
+		log.Warn("partition is recovered anew", "err", err, "in", pause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (s *Scheduler) release(lost map[string][]int32, why error) {
+	s.mu.Lock()
+	var leaving []*ownership
+	for _, p := range lost[s.cfg.Topics.Requests()] {
+		if o := s.owned[p]; o != nil {
+			o.stop(why)
+			leaving = append(leaving, o)
+			delete(s.owned, p)
+		}
+	}
+	s.mu.Unlock()
+	for _, o := range leaving {
+		<-o.done
+	}
+}
+
+func (s *Scheduler) releaseAll(why error) {
+	s.mu.Lock()
+	all := make([]int32, 0, len(s.owned))
+	for p := range s.owned {
+		all = append(all, p)
+	}
+	s.mu.Unlock()
+	s.release(map[string][]int32{s.cfg.Topics.Requests(): all}, why)
+}
+
+// hear gives a heartbeat to every actor, and keeps it for those that start later. The fetcher calls it.
+func (s *Scheduler) hear(h heard) {
+	for _, a := range s.fetch.actors {
+		a.hear(h)
+	}
+}
+
+// Status tells what the scheduler knows of its partitions, for people and health checks.
+type Status struct {
+	Partition int32
+	Live      int // operations that have not ended
+	End       operation.Place
+	Active    bool // recovered and at work
+}
+
+// Status lists the partitions that this process owns.
+func (s *Scheduler) Status() []Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Status, 0, len(s.owned))
+	for p, o := range s.owned {
+		out = append(out, o.seen.get(p))
+	}
+	return out
+}

@@ -1,0 +1,252 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkatest"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+var topics = schemas.Topics{}
+
+func cluster(t testing.TB, partitions int32) []kgo.Opt {
+	t.Helper()
+	var all []kafkatest.Topic
+	for _, s := range topics.Specs(partitions, 2) {
+		all = append(all, kafkatest.Topic{Name: s.Name, Partitions: s.Partitions})
+	}
+	return []kgo.Opt{
+		kgo.SeedBrokers(kafkatest.Cluster(t, all...)...),
+		kgo.MetadataMinAge(50 * time.Millisecond), kgo.FetchMaxWait(500 * time.Millisecond),
+	}
+}
+
+// start runs a scheduler until the returned function is called or the test ends.
+func start(t testing.TB, client []kgo.Opt, owner string, change ...func(*Config)) (stop func()) {
+	t.Helper()
+	cfg := Config{Client: client, Topics: topics, Owner: owner, Engine: partition.Config{Lease: 3 * time.Second}}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// session is a worker of the test: it takes items, and answers each as told.
+type session struct {
+	t      testing.TB
+	id     operation.SessionID
+	client *kgo.Client
+	seq    int64
+}
+
+func newSession(t testing.TB, client []kgo.Opt, id operation.SessionID) *session {
+	c, err := kgo.NewClient(append(client,
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topics.Inboxes(): {0: kgo.NewOffset().AtStart()}}),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	s := &session{t: t, id: id, client: c}
+	s.beat(schemas.SessionRunning)
+	return s
+}
+
+func (s *session) beat(state schemas.SessionState) {
+	s.seq++
+	rec := schemas.EncodeHeartbeat(topics, &schemas.Heartbeat{
+		Session: s.id, Pool: "default", Types: []string{"noop"}, Slots: 64, Queue: 32, Lease: 3 * time.Second, State: state, Sequence: s.seq,
+	})
+	if err := s.client.ProduceSync(s.t.Context(), rec).FirstErr(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// serve answers items with succeeded until ctx ends, and beats.
+func (s *session) serve(ctx context.Context, on func(*schemas.Item) *operation.Command) {
+	next := time.Now().Add(time.Second)
+	for ctx.Err() == nil {
+		poll, cancel := context.WithDeadline(ctx, next)
+		fetches := s.client.PollFetches(poll)
+		cancel()
+		if time.Now().After(next) && ctx.Err() == nil {
+			s.beat(schemas.SessionRunning)
+			next = time.Now().Add(time.Second)
+		}
+		fetches.EachRecord(func(rec *kgo.Record) {
+			it, _, err := schemas.DecodeInbox(rec)
+			if err != nil {
+				s.t.Error(err)
+				return
+			}
+			if it == nil || it.Session != s.id {
+				return
+			}
+			if c := on(it); c != nil {
+				c.Org, c.ID, c.Attempt, c.Session = it.Org, it.ID, it.Attempt, it.Session
+				c.StartedAt = operation.TimeOf(time.Now())
+				out := schemas.EncodeReport(topics, c, []byte(it.Request.Key()))
+				out.Partition = it.Partition
+				s.client.Produce(context.WithoutCancel(ctx), out, nil)
+			}
+		})
+	}
+}
+
+func succeed(*schemas.Item) *operation.Command { return &operation.Command{Kind: operation.Succeed} }
+
+func request(t testing.TB, org, id, token string) *operation.Request {
+	t.Helper()
+	text := fmt.Sprintf(`{"organization":%q,"id":%q,"type":"noop","dependencyToken":%q}`, org, id, token)
+	if token == "" {
+		text = fmt.Sprintf(`{"organization":%q,"id":%q,"type":"noop"}`, org, id)
+	}
+	q, err := schemas.ParseRequest([]byte(text), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+// journal folds the journal as it grows.
+type journal struct {
+	t      testing.TB
+	client *kgo.Client
+	chains map[int32]*schemas.Chain
+	states map[partition.Ref]*operation.State
+	events []operation.Event
+	void   int
+}
+
+func watch(t testing.TB, client []kgo.Opt) *journal {
+	c, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topics.Journal()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return &journal{t: t, client: c, chains: map[int32]*schemas.Chain{}, states: map[partition.Ref]*operation.State{}}
+}
+
+// until reads on until done says so.
+func (j *journal) until(done func() bool) {
+	j.t.Helper()
+	ctx, cancel := context.WithTimeout(j.t.Context(), 60*time.Second)
+	defer cancel()
+	for !done() {
+		fetches := j.client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			counts := map[operation.Status]int{}
+			for _, s := range j.states {
+				counts[s.Status]++
+			}
+			j.t.Fatalf("the journal did not come to what was waited for: %v, %d void", counts, j.void)
+		}
+		fetches.EachRecord(j.read)
+	}
+}
+
+func (j *journal) read(rec *kgo.Record) {
+	chain := j.chains[rec.Partition]
+	if chain == nil {
+		chain = &schemas.Chain{}
+		j.chains[rec.Partition] = chain
+	}
+	switch v, err := chain.Check(rec); v {
+	case schemas.Broken:
+		j.t.Fatal(err)
+	case schemas.Void:
+		j.void++
+		return
+	}
+	ev, err := schemas.DecodeEvent(rec)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	j.events = append(j.events, ev)
+	ref := partition.Ref{Org: ev.Org, ID: ev.ID}
+	if j.states[ref] == nil {
+		j.states[ref] = &operation.State{}
+	}
+	j.states[ref].Apply(&ev, operation.Place(rec.Offset))
+}
+
+func (j *journal) ended(n int) func() bool {
+	return func() bool {
+		ended := 0
+		for _, s := range j.states {
+			if s.Status.Terminal() {
+				ended++
+			}
+		}
+		return ended >= n
+	}
+}
+
+func produce(t testing.TB, client []kgo.Opt, records ...*kgo.Record) {
+	t.Helper()
+	c, err := kgo.NewClient(client...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOperationsRunInOrderAndEnd(t *testing.T) {
+	client := cluster(t, 4)
+	start(t, client, "one")
+	w := newSession(t, client, "w1")
+	go w.serve(t.Context(), succeed)
+	j := watch(t, client)
+	const n = 2000
+	var records []*kgo.Record
+	for i := range n {
+		records = append(records, schemas.EncodeRequest(topics, request(t, fmt.Sprintf("org%d", i%7), fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%50))))
+	}
+	produce(t, client, records...)
+	j.until(j.ended(n))
+	running := map[string]operation.ID{}
+	last := map[string]operation.Place{}
+	for _, ev := range j.events {
+		s := j.states[partition.Ref{Org: ev.Org, ID: ev.ID}]
+		switch ev.Kind {
+		case operation.Dispatched:
+			key := ev.Org + "/" + s.Request.DependencyToken
+			if other := running[key]; other != "" {
+				t.Errorf("%s was dispatched while %s ran", ev.ID, other)
+			}
+			if s.RequestedPlace < last[key] {
+				t.Errorf("%s was dispatched after a later one", ev.ID)
+			}
+			running[key], last[key] = ev.ID, s.RequestedPlace
+		case operation.Succeeded:
+			running[ev.Org+"/"+s.Request.DependencyToken] = ""
+		}
+	}
+	if j.void != 0 {
+		t.Errorf("expected one history of a single writer, but %d records are void", j.void)
+	}
+}

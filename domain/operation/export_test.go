@@ -1,0 +1,4 @@
+package operation
+
+// CommandKinds is the number of kinds of command.
+const CommandKinds = commands
