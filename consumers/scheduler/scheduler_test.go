@@ -250,3 +250,169 @@ func TestOperationsRunInOrderAndEnd(t *testing.T) {
 		t.Errorf("expected one history of a single writer, but %d records are void", j.void)
 	}
 }
+
+func TestTwoOwnersMakeOneHistory(t *testing.T) {
+	client := cluster(t, 2)
+	// Two groups: each of the two believes that it owns every partition.
+	start(t, client, "one", func(c *Config) { c.Group = "a" })
+	start(t, client, "two", func(c *Config) { c.Group = "b" })
+	w := newSession(t, client, "w1")
+	var mu sync.Mutex
+	ran := map[string]int{}
+	seen := map[string]bool{}
+	go w.serve(t.Context(), func(it *schemas.Item) *operation.Command {
+		mu.Lock()
+		defer mu.Unlock()
+		if at := fmt.Sprint(it.Partition, "/", it.Place); !seen[at] { // a session's memory
+			seen[at] = true
+			ran[fmt.Sprint(it.ID, "/", it.Attempt)]++
+		}
+		return &operation.Command{Kind: operation.Succeed}
+	})
+	j := watch(t, client)
+	const n = 500
+	for i := range n {
+		produce(t, client, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%5))))
+	}
+	j.until(j.ended(n))
+	mu.Lock()
+	defer mu.Unlock()
+	for attempt, times := range ran {
+		if times != 1 {
+			t.Errorf("%s was run %d times", attempt, times)
+		}
+	}
+	opened := 0
+	for _, ev := range j.events {
+		if ev.Kind == operation.Opened {
+			opened++
+		}
+	}
+	t.Logf("%d valid events, %d void records, %d changes of writer", len(j.events), j.void, opened)
+	if opened < 3 {
+		t.Errorf("expected two owners to take the partitions from one another, but they were opened %d times", opened)
+	}
+}
+
+func TestNextOwnerGoesOnWhereTheLastOneStood(t *testing.T) {
+	client := cluster(t, 3)
+	stop := start(t, client, "one", func(c *Config) { c.CheckpointEvery = 50 * time.Millisecond })
+	j := watch(t, client)
+	const n = 300
+	var records []*kgo.Record
+	for i := range n {
+		records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%9))))
+	}
+	produce(t, client, records...)
+	accepted := func(n int) func() bool { return func() bool { return len(j.states) >= n } }
+	j.until(accepted(n + 1)) // one is the partitions' own
+	stop()
+
+	// Commands and copies that arrive while nobody is there are answered by the next owner.
+	records[0] = schemas.EncodeRequest(topics, request(t, "org", "op0", "chain0"))
+	other := *request(t, "org", "op1", "chain1")
+	other.Name = "another"
+	produce(t, client, records[0], schemas.EncodeRequest(topics, &other))
+	start(t, client, "two")
+	w := newSession(t, client, "w1")
+	go w.serve(t.Context(), succeed)
+	j.until(j.ended(n))
+	var unchanged, reused int
+	for _, ev := range j.events {
+		switch {
+		case ev.Kind == operation.Unchanged && ev.ID == "op0":
+			unchanged++
+		case ev.Kind == operation.Rejected && ev.ID == "op1" && ev.Code == operation.KeyReused:
+			reused++
+		}
+	}
+	if unchanged != 1 || reused != 1 {
+		t.Errorf("expected one answer to each copy, but got %d unchanged and %d key_reused", unchanged, reused)
+	}
+	if j.void != 0 {
+		t.Errorf("expected a hand-over without void records, but got %d", j.void)
+	}
+}
+
+func TestBadInputIsAnsweredOrSetAside(t *testing.T) {
+	client := cluster(t, 4)
+	start(t, client, "one")
+	w := newSession(t, client, "w1")
+	go w.serve(t.Context(), succeed)
+	j := watch(t, client)
+	good := schemas.EncodeRequest(topics, request(t, "org", "good", ""))
+	wrong := schemas.EncodeRequest(topics, request(t, "org", "wrong-partition", ""))
+	right := schemas.PartitionFor(wrong.Key, 4)
+	garbage := &kgo.Record{Topic: topics.Requests(), Key: good.Key, Value: []byte("{"), Headers: good.Headers}
+	invalid := &kgo.Record{Topic: topics.Requests(), Key: good.Key, Value: []byte(`{"organization":"org","id":"bad","type":"Not A Type"}`), Headers: good.Headers}
+	manual := append(client[:len(client):len(client)], kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for _, rec := range []*kgo.Record{good, garbage, invalid} {
+		rec.Partition = schemas.PartitionFor(good.Key, 4)
+	}
+	wrong.Partition = (right + 1) % 4
+	produce(t, manual, garbage, invalid, wrong, good)
+	j.until(func() bool {
+		a, b := j.states[partition.Ref{Org: "org", ID: "good"}], j.states[partition.Ref{Org: "org", ID: "wrong-partition"}]
+		return a != nil && b != nil && a.Status.Terminal() && b.Status.Terminal()
+	})
+	refused := false
+	for _, ev := range j.events {
+		refused = refused || ev.Kind == operation.Rejected && ev.ID == "bad" && ev.Code == schemas.InvalidName
+		if ev.Kind == operation.Rejected {
+			t.Logf("%s: %s %s", ev.ID, ev.Code, ev.Reason)
+		}
+	}
+	if !refused {
+		t.Error("expected the request with an invalid type to be refused in the journal")
+	}
+	dead, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topics.DeadLetter()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	fetches := dead.PollFetches(ctx)
+	if n := fetches.NumRecords(); n != 1 {
+		t.Errorf("expected one dead letter, but got %d", n)
+	}
+}
+
+func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {
+	client := cluster(t, 1)
+	start(t, client, "one")
+	w := newSession(t, client, "w1")
+	var mu sync.Mutex
+	var inputs []string
+	go w.serve(t.Context(), func(it *schemas.Item) *operation.Command {
+		mu.Lock()
+		defer mu.Unlock()
+		inputs = append(inputs, string(it.Request.Data))
+		if len(inputs) == 1 {
+			return &operation.Command{Kind: operation.Fail, Failure: &operation.Failure{Code: "bad_input", Message: "no"}}
+		}
+		return &operation.Command{Kind: operation.Succeed}
+	})
+	j := watch(t, client)
+	q, err := schemas.ParseRequest([]byte(`{"organization":"org","id":"a","type":"noop","data":{"n":1}}`), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	produce(t, client, schemas.EncodeRequest(topics, q))
+	is := func(s operation.Status) func() bool {
+		return func() bool { a := j.states[partition.Ref{Org: "org", ID: "a"}]; return a != nil && a.Status == s }
+	}
+	j.until(is(operation.StatusFailed))
+	produce(t, client, schemas.EncodeCommand(topics, &operation.Command{
+		Kind: operation.Retry, Org: "org", ID: "a", CommandID: "c1", Data: []byte(`{"n":2}`), By: operation.By{Who: "u", Reason: "typo"},
+	}, []byte(q.Key())))
+	j.until(is(operation.StatusSucceeded))
+	mu.Lock()
+	defer mu.Unlock()
+	if len(inputs) != 2 || inputs[1] != `{"n":2}` {
+		t.Errorf("expected the second attempt with the corrected input, but got %q", inputs)
+	}
+	if s := j.states[partition.Ref{Org: "org", ID: "a"}]; s.Attempt != 2 {
+		t.Errorf("expected attempt numbers to go on, but got %d", s.Attempt)
+	}
+}
