@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -221,14 +222,15 @@ func (s *Scheduler) tend(ctx context.Context, p int32, seen *status) {
 			return
 		}
 		// Another writer, a broker that does not answer, a log that cannot be read: all mended by reading anew. Two
-		// owners that fight take turns at growing distance instead of burning the CPU.
+		// owners that fight take turns at growing distance instead of burning the CPU; chance keeps them out of step.
 		if pause = min(max(2*pause, 5*time.Millisecond), 2*time.Second); time.Since(began) > 10*time.Second {
 			pause = 5 * time.Millisecond
 		}
-		log.Warn("partition is recovered anew", "err", err, "in", pause)
+		wait := time.Duration(float64(pause) * (0.25 + 1.5*rand.Float64()))
+		log.Warn("partition is recovered anew", "err", err, "in", wait)
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(wait):
 		}
 	}
 }

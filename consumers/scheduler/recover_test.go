@@ -1,0 +1,193 @@
+package scheduler
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// TestCheckpointsLeadToTheStateOfTheJournal recovers one partition twice: from checkpoints and what follows them, and from the
+// journal's beginning alone.
+func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
+	client := cluster(t, 1)
+	stop := start(t, client, "one", func(c *Config) { c.CheckpointEvery, c.CheckpointEvents = 20*time.Millisecond, 40 })
+	w := newSession(t, client, "w1")
+	go w.serve(t.Context(), func(it *schemas.Item) *operation.Command {
+		if it.ID[len(it.ID)-1] == '7' {
+			return &operation.Command{Kind: operation.Fail, Failure: &operation.Failure{Code: "no"}}
+		}
+		if it.ID[len(it.ID)-1] == '3' {
+			return nil // is never heard of
+		}
+		return &operation.Command{Kind: operation.Succeed}
+	})
+	j := watch(t, client)
+	const n = 600
+	for part := range slices.Chunk(ids(n), 100) { // several checkpoints
+		var records []*kgo.Record
+		for _, i := range part {
+			records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%200))))
+		}
+		produce(t, client, records...)
+		j.until(func() bool { return len(j.states) > part[len(part)-1]+1 })
+	}
+	stop()
+
+	s, err := New(Config{Client: client, Topics: topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.out.Close()
+	s.ctx = t.Context()
+	a := newActor(s, 0, &status{}, slog.Default())
+	if err := a.recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var sets checkpointSets
+	if err := s.read(t.Context(), topics.Checkpoints(), 0, 0, sets.add); err != nil {
+		t.Fatal(err)
+	}
+	if newest := sets.newest(); newest == nil {
+		t.Fatal("expected a complete checkpoint")
+	} else {
+		t.Logf("%d complete sets, the newest state from %d of them, up to place %d of %d", len(sets.order), len(newest), newest[len(newest)-1].position.Chain.Next, a.chain.Next)
+	}
+	whole := newActor(s, 0, &status{}, slog.Default())
+	whole.engine = partition.New(s.cfg.Engine)
+	if err := s.read(t.Context(), topics.Journal(), 0, 0, whole.replay); err != nil {
+		t.Fatal(err)
+	}
+	whole.engine.Recovered()
+	if a.chain != whole.chain {
+		t.Errorf("expected the same chain, but got %v and %v", a.chain, whole.chain)
+	}
+	if got, want := a.engine.Dump(), whole.engine.Dump(); got != want {
+		t.Errorf("expected the same state, but from checkpoints it is\n%s\nand from the journal\n%s", got, want)
+	}
+	if a.engine.Live() == 0 {
+		t.Error("expected live operations to compare")
+	}
+}
+
+func ids(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}
+
+func TestOnlyCompleteSetsOfOneWriterCount(t *testing.T) {
+	encode := func(c schemas.Checkpoint) *kgo.Record { return schemas.EncodeCheckpoint(topics, 0, &c) }
+	state := func(set schemas.Set, id string) *kgo.Record {
+		return encode(schemas.Checkpoint{Set: set, State: &operation.State{Org: "o", ID: operation.ID(id), Status: operation.StatusReady, Request: request(t, "o", id, "")}})
+	}
+	closing := func(set schemas.Set, p schemas.Position, next int64) *kgo.Record {
+		p.Chain.Next = next
+		return encode(schemas.Checkpoint{Set: set, Position: &p})
+	}
+	set := func(writer operation.Place, n uint64) schemas.Set { return schemas.Set{Writer: writer, Number: n} }
+	tests := []struct {
+		name    string
+		records []*kgo.Record
+		want    int64 // place of the newest state; 0 for none
+		sets    int
+	}{
+		{"nothing", nil, 0, 0},
+		{"a base", []*kgo.Record{state(set(1, 1), "a"), closing(set(1, 1), schemas.Position{Base: true, Records: 1}, 10)}, 10, 1},
+		{"a base that lacks a record", []*kgo.Record{closing(set(1, 1), schemas.Position{Base: true, Records: 1}, 10)}, 0, 0},
+		{"a base that is not closed", []*kgo.Record{state(set(1, 1), "a")}, 0, 0},
+		{"an increment", []*kgo.Record{
+			state(set(1, 1), "a"), closing(set(1, 1), schemas.Position{Base: true, Records: 1}, 10),
+			state(set(1, 2), "b"), closing(set(1, 2), schemas.Position{Builds: set(1, 1), Records: 1}, 20),
+		}, 20, 2},
+		{"an increment after a gap", []*kgo.Record{
+			closing(set(1, 1), schemas.Position{Base: true}, 10),
+			closing(set(1, 3), schemas.Position{Builds: set(1, 2)}, 30),
+		}, 10, 1},
+		{"an increment whose base was trimmed", []*kgo.Record{closing(set(1, 2), schemas.Position{Builds: set(1, 1)}, 20)}, 0, 0},
+		{"a stale writer's leavings among a newer one's", []*kgo.Record{
+			state(set(1, 1), "a"), state(set(5, 1), "a"), state(set(1, 1), "b"), state(set(5, 1), "b"),
+			closing(set(5, 1), schemas.Position{Base: true, Records: 2}, 30),
+			closing(set(1, 1), schemas.Position{Base: true, Records: 2}, 20),
+		}, 30, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var sets checkpointSets
+			for _, rec := range tt.records {
+				rec.Topic = topics.Checkpoints()
+				if err := sets.add(rec); err != nil {
+					t.Fatal(err)
+				}
+			}
+			newest := sets.newest()
+			got := int64(0)
+			if newest != nil {
+				got = newest[len(newest)-1].position.Chain.Next
+			}
+			if got != tt.want || len(newest) != tt.sets {
+				t.Errorf("expected %d sets up to place %d, but got %d up to %d", tt.sets, tt.want, len(newest), got)
+			}
+		})
+	}
+}
+
+func TestRebalanceMovesPartitionsWithoutLoss(t *testing.T) {
+	client := cluster(t, 6)
+	stopOne := start(t, client, "one")
+	w := newSession(t, client, "w1")
+	go w.serve(t.Context(), succeed)
+	j := watch(t, client)
+	n := 0
+	send := func(count int) {
+		var records []*kgo.Record
+		for range count {
+			records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", n), fmt.Sprintf("chain%d", n%60))))
+			n++
+		}
+		produce(t, client, records...)
+	}
+	owners := func() int {
+		names := map[string]bool{}
+		for _, ev := range j.events {
+			if ev.Kind == operation.Opened {
+				names[ev.Owner] = true
+			}
+		}
+		return len(names)
+	}
+	send(600)
+	start(t, client, "two") // takes its part of the partitions, while work goes on
+	for owners() < 2 {
+		send(50)
+		j.until(j.ended(n))
+	}
+	send(600)
+	stopOne() // hands its part over
+	send(600)
+	j.until(j.ended(n))
+	for ref, s := range j.states {
+		if ref.ID != "" && s.Status != operation.StatusSucceeded {
+			t.Errorf("%s is %s", ref.ID, s.Status)
+		}
+	}
+	opened := map[string]int{}
+	for _, ev := range j.events {
+		if ev.Kind == operation.Opened {
+			opened[ev.Owner]++
+		}
+	}
+	t.Logf("%d operations; partitions opened by each owner: %v; %d void records", n, opened, j.void)
+	// Cooperative: what stays with an owner is not opened anew.
+	if opened["one"] > 7 {
+		t.Errorf("expected partitions that stay to go on, but the first owner opened %d", opened["one"])
+	}
+}
