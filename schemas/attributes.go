@@ -172,6 +172,9 @@ func isJSON(contentType []byte) bool {
 }
 
 func isStructured(contentType []byte) bool {
+	if contentType == nil || bytes.Equal(contentType, contentJSON) {
+		return false
+	}
 	media, _, _ := strings.Cut(string(contentType), ";")
 	return strings.EqualFold(strings.TrimSpace(media), ContentStructured)
 }
@@ -211,7 +214,9 @@ func record(m *Message, topic string, key []byte, id, source, subject []byte, va
 	if len(subject) > 0 {
 		c.header(HeaderSubject, subject)
 	}
-	c.header(HeaderPartitionKey, key)
+	if len(key) > 0 {
+		c.header(HeaderPartitionKey, key)
+	}
 	c.header(HeaderContentType, contentJSON)
 	return &c.Record
 }

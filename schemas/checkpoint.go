@@ -183,7 +183,7 @@ func decodeCheckpoint(c *Checkpoint, rec *kgo.Record) *DecodeError {
 		c.Position = new(Position)
 	}
 	r := newReader(rec.Value, maxOwnBytes)
-	d := demands{r: &r}
+	d := demands{m: m}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)
 		switch name := string(r.name); {
@@ -195,57 +195,67 @@ func decodeCheckpoint(c *Checkpoint, rec *kgo.Record) *DecodeError {
 			c.State = new(operation.State)
 			r.state(c.State)
 		case name == "gone" && kind == checkpointGone:
-			c.Gone = []Gone{}
-			r.array(func(r *reader) {
-				c.Gone = append(c.Gone, Gone{})
-				r.gone(&c.Gone[len(c.Gone)-1])
-			})
+			c.Gone = r.gone()
 		case name == "known" && kind == checkpointKnown:
-			c.Known = []Known{}
-			r.array(func(r *reader) {
-				c.Known = append(c.Known, Known{})
-				r.known(&c.Known[len(c.Known)-1])
-			})
+			c.Known = r.known()
 		case kind == checkpointPosition:
 			r.position(c.Position)
 		default:
 			r.unknown()
 		}
 	}
-	return d.met(m)
+	return d.met(&r)
 }
 
-func (r *reader) gone(g *Gone) {
-	for o := r.object(); r.next(o); {
-		switch string(r.name) {
-		case "organization":
-			g.Org = r.str()
-		case "id":
-			g.ID = operation.ID(r.str())
-		default:
-			r.unknown()
-		}
+func (r *reader) gone() []Gone {
+	all := []Gone{}
+	if !r.array() {
+		return all
 	}
-}
-
-func (r *reader) known(k *Known) {
-	for o := r.object(); r.next(o); {
-		switch string(r.name) {
-		case "hash":
-			text := r.text()
-			if len(text) != base64url.EncodedLen(len(k.Hash)) {
-				r.refuse(InvalidType, "expected 16 bytes in base64url, but got %.40q", text)
-			} else if _, err := base64url.Decode(k.Hash[:], text); err != nil {
-				r.refuse(InvalidType, "expected 16 bytes in base64url, but got %.40q", text)
+	for i := 0; r.element(i); i++ {
+		var g Gone
+		for o := r.object(); r.next(o); {
+			switch string(r.name) {
+			case "organization":
+				g.Org = r.str()
+			case "id":
+				g.ID = operation.ID(r.str())
+			default:
+				r.unknown()
 			}
-		case "body":
-			k.Body = r.number64()
-		case "status":
-			k.Status = r.status()
-		default:
-			r.unknown()
 		}
+		all = append(all, g)
 	}
+	return all
+}
+
+func (r *reader) known() []Known {
+	all := []Known{}
+	if !r.array() {
+		return all
+	}
+	for i := 0; r.element(i); i++ {
+		var k Known
+		for o := r.object(); r.next(o); {
+			switch string(r.name) {
+			case "hash":
+				text := r.text()
+				if len(text) != base64url.EncodedLen(len(k.Hash)) {
+					r.refuse(InvalidType, "expected 16 bytes in base64url, but got %.40q", text)
+				} else if _, err := base64url.Decode(k.Hash[:], text); err != nil {
+					r.refuse(InvalidType, "expected 16 bytes in base64url, but got %.40q", text)
+				}
+			case "body":
+				k.Body = r.number64()
+			case "status":
+				k.Status = r.status()
+			default:
+				r.unknown()
+			}
+		}
+		all = append(all, k)
+	}
+	return all
 }
 
 func (r *reader) status() operation.Status {
@@ -262,7 +272,8 @@ func (r *reader) position(p *Position) {
 	case "base":
 		p.Base = r.boolean()
 	case "builds":
-		r.nested("builds", func(r *reader) {
+		outer, o := r.enter("builds")
+		for r.next(o) {
 			switch string(r.name) {
 			case "writer":
 				p.Builds.Writer = operation.Place(r.integer(0, math.MaxInt64))
@@ -271,7 +282,8 @@ func (r *reader) position(p *Position) {
 			default:
 				r.unknown()
 			}
-		})
+		}
+		r.leave(outer)
 	case "records":
 		p.Records = r.integer(0, math.MaxInt64)
 	case "chain":
@@ -358,12 +370,7 @@ func (r *reader) state(s *operation.State) {
 		case "id":
 			s.ID = operation.ID(r.str())
 		case "operation":
-			if raw := r.raw(); r.err == nil {
-				s.Request = new(operation.Request)
-				if err := readRequest(s.Request, raw); err != nil {
-					r.fail(err.Code, "%s: %s", err.Field, err.Reason)
-				}
-			}
+			s.Request = r.accepted("operation")
 		case "status":
 			s.Status = r.status()
 		case "waits":
@@ -411,7 +418,7 @@ func (r *reader) state(s *operation.State) {
 		case "error":
 			s.Failure = r.failure("error")
 		case "by":
-			r.nested("by", func(r *reader) { r.by(&s.By) })
+			r.by(&s.By)
 		default:
 			r.unknown()
 		}

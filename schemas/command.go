@@ -1,8 +1,8 @@
 package schemas
 
 import (
+	"bytes"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -120,7 +120,7 @@ func parseCommand(kind operation.CommandKind, value []byte, id string) (operatio
 		case name == "id":
 			c.ID = operation.ID(r.str())
 		case name == "by":
-			r.nested("by", func(r *reader) { r.by(&c.By) })
+			r.by(&c.By)
 		case name == "until" && kind == operation.Postpone:
 			c.Until, timed = r.instant(), true
 		case name == "data" && kind == operation.Retry:
@@ -194,10 +194,12 @@ func KeyOf(rec *kgo.Record, c *operation.Command) []byte {
 	if ours(rec.Key) {
 		return rec.Key
 	}
-	for i := range rec.Headers {
-		if h := &rec.Headers[i]; h.Key == HeaderPartitionKey && ours(h.Value) {
-			return h.Value
-		}
+	var a attributes
+	if a.read(rec) == nil && isStructured(a.contentType) {
+		_, _ = a.structured(rec.Value) // it was decoded before, so there is nothing wrong with it
+	}
+	if ours(a.partitionKey) {
+		return bytes.Clone(a.partitionKey)
 	}
 	return []byte(operation.Key(c.Org, "", "", c.ID))
 }
@@ -211,7 +213,7 @@ func ExpectedPartition(rec *kgo.Record, c *operation.Command, n int32) int32 {
 // EncodeReport makes the record of a worker's report (Start to Return). key is the partition key of the operation. Texts
 // that are too long are cut; a result, checkpoint or progress must be valid JSON within its limit, see [CheckJSON].
 //
-// The event's id is c.CommandID, or one made of operation, attempt and kind.
+// The event's id is c.CommandID, or one made of organization, operation, attempt and kind.
 func EncodeReport(t Topics, c *operation.Command, key []byte) *kgo.Record {
 	m := commandByKind[c.Kind]
 	o := object{b: make([]byte, 0, 256+len(c.Result)+len(c.Carry)+len(c.Progress)+len(c.Session)+len(c.ID))}
@@ -234,7 +236,8 @@ func EncodeReport(t Topics, c *operation.Command, key []byte) *kgo.Record {
 	o.close()
 	id := []byte(c.CommandID)
 	if len(id) == 0 {
-		id = make([]byte, 0, 32+len(c.ID))
+		id = make([]byte, 0, 32+len(c.Org)+len(c.ID))
+		id = append(append(id, c.Org...), '/')
 		id = append(append(id, c.ID...), '/')
 		id = append(appendInt(id, int64(c.Attempt)), '/')
 		id = append(id, c.Kind.String()...)
@@ -263,7 +266,7 @@ func decodeReport(rec *kgo.Record) (operation.Command, *Refusal, *DecodeError) {
 		return c, nil, err
 	}
 	c.Kind = m.Command
-	r := newReader(rec.Value, MaxRequestBytes)
+	r := newReader(rec.Value, MaxReportBytes)
 	kind, started := c.Kind, false
 	for o := r.object(); r.next(o); {
 		switch name := string(r.name); {
@@ -334,13 +337,6 @@ func CheckJSON(b []byte, limit int) error {
 	return nil
 }
 
-// IsDecodeError returns the decode error in err's chain, if there is one.
-func IsDecodeError(err error) (*DecodeError, bool) {
-	var e *DecodeError
-	ok := errors.As(err, &e)
-	return e, ok
-}
-
 func (o *object) by(by operation.By) {
 	if by == (operation.By{}) {
 		return
@@ -353,23 +349,27 @@ func (o *object) by(by operation.By) {
 }
 
 func (r *reader) by(by *operation.By) {
-	switch string(r.name) {
-	case "who":
-		by.Who = r.str()
-	case "reason":
-		by.Reason = r.str()
-	default:
-		r.unknown()
+	outer, o := r.enter("by")
+	for r.next(o) {
+		switch string(r.name) {
+		case "who":
+			by.Who = r.str()
+		case "reason":
+			by.Reason = r.str()
+		default:
+			r.unknown()
+		}
 	}
+	r.leave(outer)
 }
 
 func (o *object) failure(name string, f *operation.Failure) {
 	o.member(name)
 	o.open()
-	o.strOpt("code", cut(f.Code))
+	o.strOpt("code", cut(f.Code, MaxText))
 	o.intOpt("errorCode", int64(f.ErrorCode))
-	o.strOpt("message", cut(f.Message))
-	o.strOpt("friendlyMessage", cut(f.FriendlyMessage))
+	o.strOpt("message", cut(f.Message, MaxMessageChars))
+	o.strOpt("friendlyMessage", cut(f.FriendlyMessage, MaxMessageChars))
 	if f.Class != retry.Unknown {
 		o.str("class", f.Class.String())
 	}
@@ -378,16 +378,17 @@ func (o *object) failure(name string, f *operation.Failure) {
 
 func (r *reader) failure(member string) *operation.Failure {
 	f := new(operation.Failure)
-	r.nested(member, func(r *reader) {
+	outer, o := r.enter(member)
+	for r.next(o) {
 		switch string(r.name) {
 		case "code":
-			f.Code = cut(r.str())
+			f.Code = cut(r.str(), MaxText)
 		case "errorCode":
 			f.ErrorCode = int32(r.integer(math.MinInt32, math.MaxInt32))
 		case "message":
-			f.Message = cut(r.str())
+			f.Message = cut(r.str(), MaxMessageChars)
 		case "friendlyMessage":
-			f.FriendlyMessage = cut(r.str())
+			f.FriendlyMessage = cut(r.str(), MaxMessageChars)
 		case "class":
 			name := r.text()
 			class, ok := retry.ParseClass(string(name))
@@ -398,18 +399,19 @@ func (r *reader) failure(member string) *operation.Failure {
 		default:
 			r.unknown()
 		}
-	})
+	}
+	r.leave(outer)
 	return f
 }
 
-// cut shortens a text to MaxMessageChars characters.
-func cut(s string) string {
-	if len(s) <= MaxMessageChars || utf8.RuneCountInString(s) <= MaxMessageChars {
+// cut shortens a text to so many characters.
+func cut(s string, chars int) string {
+	if len(s) <= chars || utf8.RuneCountInString(s) <= chars {
 		return s
 	}
 	n := 0
 	for i := range s {
-		if n == MaxMessageChars {
+		if n == chars {
 			return strings.Clone(s[:i])
 		}
 		n++

@@ -1,6 +1,7 @@
 package schemas
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -98,6 +99,9 @@ func (e *DecodeError) Error() string {
 	}
 	return fmt.Sprintf("%s: %s: %s%s", e.Code, e.Field, e.Reason, where)
 }
+
+// IsDecodeError returns the decode error in err's chain, if there is one.
+func IsDecodeError(err error) (*DecodeError, bool) { return errors.AsType[*DecodeError](err) }
 
 // at adds where the record stands, and returns an error value that is nil when e is.
 func (e *DecodeError) at(rec *kgo.Record) error {

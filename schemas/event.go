@@ -186,7 +186,9 @@ func EncodeEvent(e *operation.Event, key []byte, partition int32) *kgo.Record {
 	if e.Org != "" {
 		c.header(HeaderOrganization, b[idEnd:orgEnd:orgEnd])
 	}
-	c.header(HeaderPartitionKey, key)
+	if len(key) > 0 {
+		c.header(HeaderPartitionKey, key)
+	}
 	if causeEnd > orgEnd {
 		c.header(HeaderCause, b[orgEnd:causeEnd:causeEnd])
 	}
@@ -209,16 +211,21 @@ func (o *object) holds(name string, h operation.Holds) {
 }
 
 func (r *reader) holds() (h operation.Holds) {
-	r.array(func(r *reader) {
-		name := r.text()
-		for i, n := range holdNames {
+	if !r.array() {
+		return 0
+	}
+	for i := 0; r.element(i); i++ {
+		name, known := r.text(), false
+		for bit, n := range holdNames {
 			if string(name) == n {
-				h |= 1 << i
-				return
+				h |= 1 << bit
+				known = true
 			}
 		}
-		r.refuse(UnknownValue, "expected names of holds, but got %.64q", name)
-	})
+		if !known {
+			r.refuse(UnknownValue, "expected names of holds, but got %.64q", name)
+		}
+	}
 	return h
 }
 
@@ -264,14 +271,7 @@ func decodeEvent(e *operation.Event, rec *kgo.Record) *DecodeError {
 		seen |= bit
 		switch bit {
 		case fieldOperation:
-			raw := r.raw()
-			if r.err == nil {
-				e.Request = new(operation.Request)
-				if err := readRequest(e.Request, raw); err != nil {
-					err.Field = "operation." + err.Field
-					return err
-				}
-			}
+			e.Request = r.accepted("operation")
 		case fieldWaits:
 			e.Holds = r.holds()
 		case fieldUntil:
@@ -304,10 +304,7 @@ func decodeEvent(e *operation.Event, rec *kgo.Record) *DecodeError {
 		case fieldReason:
 			e.Reason = r.str()
 		case fieldStatus:
-			name := r.text()
-			if e.Status, ok = operation.ParseStatus(string(name)); !ok {
-				r.refuse(UnknownValue, "expected the name of a status, but got %.64q", name)
-			}
+			e.Status = r.status()
 		case fieldOwner:
 			e.Owner = r.str()
 		case fieldTo:
@@ -317,7 +314,7 @@ func decodeEvent(e *operation.Event, rec *kgo.Record) *DecodeError {
 		case fieldCommandID:
 			e.CommandID = r.str()
 		case fieldBy:
-			r.nested("by", func(r *reader) { r.by(&e.By) })
+			r.by(&e.By)
 		default:
 			r.unknown()
 		}

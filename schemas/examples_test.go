@@ -102,12 +102,16 @@ func events(t testing.TB) []operation.Event {
 		with(operation.Canceled, func(e *operation.Event) { attempt(e); e.Failure, e.Upstream, e.Carry = failure(), "op-0", []byte(`7`) }),
 		with(operation.Resumed, func(e *operation.Event) { e.Holds, e.Until, e.Upstream = operation.HoldDependency, now, "op-0" }),
 		with(operation.Postponed, func(e *operation.Event) { e.Holds, e.Until = operation.HoldPostponed, now+77 }),
-		with(operation.Retried, func(e *operation.Event) { e.Request, e.Holds, e.Upstream, e.Until = WithData(q, []byte(` { "a" : 1 } `)), operation.HoldDependency, "op-0", now }),
+		with(operation.Retried, func(e *operation.Event) {
+			e.Request, e.Holds, e.Upstream, e.Until = WithData(q, []byte(` { "a" : 1 } `)), operation.HoldDependency, "op-0", now
+		}),
 		with(operation.Deleted, nil),
 		with(operation.Rejected, func(e *operation.Event) {
 			e.Command, e.Code, e.Reason, e.Attempt, e.Session = operation.Cancel, operation.AlreadyDone, "it has ended", 1, "w-1"
 		}),
-		with(operation.Unchanged, func(e *operation.Event) { e.Command, e.Status, e.Attempt, e.Session = operation.Pause, operation.StatusPausing, 1, "w-1" }),
+		with(operation.Unchanged, func(e *operation.Event) {
+			e.Command, e.Status, e.Attempt, e.Session = operation.Pause, operation.StatusPausing, 1, "w-1"
+		}),
 		with(operation.Opened, func(e *operation.Event) {
 			*e = operation.Event{Kind: operation.Opened, At: now, Owner: "host-1/4711"}
 		}),

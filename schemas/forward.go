@@ -84,7 +84,7 @@ func unwrap(body []byte) (*kgo.Record, *DecodeError) {
 	c := newCarrier()
 	c.header(HeaderSpecVersion, specVersion)
 	r := newReader(body, maxOwnBytes)
-	d := demands{r: &r}
+	d := demands{m: messageForwarded}
 	header := func(r *reader, key string) {
 		if text := []byte(r.str()); r.err == nil {
 			c.header(key, text)
@@ -101,7 +101,8 @@ func unwrap(body []byte) (*kgo.Record, *DecodeError) {
 		d.saw(r.name)
 		switch string(r.name) {
 		case "from":
-			r.nested("from", func(r *reader) {
+			outer, o := r.enter("from")
+			for r.next(o) {
 				switch string(r.name) {
 				case "topic":
 					c.Topic = r.str()
@@ -112,7 +113,8 @@ func unwrap(body []byte) (*kgo.Record, *DecodeError) {
 				default:
 					r.unknown()
 				}
-			})
+			}
+			r.leave(outer)
 		case "key":
 			c.Key = []byte(r.str())
 		case "keyBase64":
@@ -135,7 +137,7 @@ func unwrap(body []byte) (*kgo.Record, *DecodeError) {
 			r.unknown()
 		}
 	}
-	if err := d.met(messageForwarded); err != nil {
+	if err := d.met(&r); err != nil {
 		return nil, err
 	}
 	return &c.Record, nil

@@ -1,8 +1,8 @@
 package schemas
 
 import (
-	"fmt"
 	"math"
+	"math/bits"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -87,22 +87,19 @@ func decodeHeartbeat(h *Heartbeat, rec *kgo.Record) *DecodeError {
 		return err
 	}
 	r := newReader(rec.Value, MaxRequestBytes)
-	d := demands{r: &r}
+	d := demands{m: messageHeartbeat}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)
 		switch string(r.name) {
 		case "session":
 			h.Session = operation.SessionID(r.str())
+			if r.refusal == nil && (h.Session == "" || len(h.Session) > MaxText) {
+				r.refuse(OutOfRange, "expected 1 to %d bytes, but got %d", MaxText, len(h.Session))
+			}
 		case "pool":
 			h.Pool = r.str()
 		case "types":
-			r.array(func(r *reader) {
-				if len(h.Types) == maxTypes {
-					r.fail(TooLarge, "expected at most %d types", maxTypes)
-					return
-				}
-				h.Types = append(h.Types, r.str())
-			})
+			h.Types = r.types()
 		case "slots":
 			h.Slots = int32(r.integer(0, math.MaxInt32))
 		case "queue":
@@ -134,39 +131,45 @@ func decodeHeartbeat(h *Heartbeat, rec *kgo.Record) *DecodeError {
 			r.unknown()
 		}
 	}
-	return d.met(messageHeartbeat)
+	return d.met(&r)
+}
+
+func (r *reader) types() (names []string) {
+	if !r.array() {
+		return nil
+	}
+	for i := 0; r.element(i); i++ {
+		if i == maxTypes {
+			r.fail(TooLarge, "expected at most %d types", maxTypes)
+			break
+		}
+		names = append(names, r.str())
+	}
+	return names
 }
 
 // demands remembers which members of a message were there.
 type demands struct {
-	r    *reader
-	seen [16]string
-	n    int
+	m    *Message
+	seen fields
 }
 
 func (d *demands) saw(name []byte) {
-	if d.n < len(d.seen) {
-		d.seen[d.n] = string(name)
-		d.n++
+	for i, n := range d.m.names {
+		if n == string(name) {
+			d.seen |= 1 << i
+			return
+		}
 	}
 }
 
-// met ends the reading of a message that only we write: it checks that the members which m requires were all there.
-func (d *demands) met(m *Message) *DecodeError {
-	if err := d.r.own(); err != nil {
+// met ends the reading of a message that only we write: it checks that the members which must be there were.
+func (d *demands) met(r *reader) *DecodeError {
+	if err := r.own(); err != nil {
 		return err
 	}
-	for _, f := range m.Fields {
-		if f[len(f)-1] != '!' {
-			continue
-		}
-		found := false
-		for _, s := range d.seen[:d.n] {
-			found = found || s == f[:len(f)-1]
-		}
-		if !found {
-			return &DecodeError{Code: MissingField, Field: f[:len(f)-1], Reason: fmt.Sprintf("expected %s to have this member", m.Type)}
-		}
+	if lacks := d.m.must &^ d.seen; lacks != 0 {
+		return &DecodeError{Code: MissingField, Field: d.m.names[bits.TrailingZeros32(uint32(lacks))], Reason: "expected the message to have this member"}
 	}
 	return nil
 }

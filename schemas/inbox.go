@@ -115,7 +115,7 @@ func decodeInbox(rec *kgo.Record) (*Item, *Stop, *DecodeError) {
 	}
 	it, offered, reason := new(Item), m == messageOffered, ""
 	r := newReader(rec.Value, maxOwnBytes)
-	d := demands{r: &r}
+	d := demands{m: m}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)
 		switch name := string(r.name); {
@@ -136,13 +136,7 @@ func decodeInbox(rec *kgo.Record) (*Item, *Stop, *DecodeError) {
 		case name == "failures" && offered:
 			it.Failures = uint32(r.integer(0, math.MaxUint32))
 		case name == "operation" && offered:
-			if raw := r.raw(); r.err == nil {
-				it.Request = new(operation.Request)
-				if err := readRequest(it.Request, raw); err != nil {
-					err.Field = "operation." + err.Field
-					return nil, nil, err
-				}
-			}
+			it.Request = r.accepted("operation")
 		case name == "checkpoint" && offered:
 			it.Carry = r.rawCopy()
 		case name == "sentAt" && offered:
@@ -153,7 +147,7 @@ func decodeInbox(rec *kgo.Record) (*Item, *Stop, *DecodeError) {
 			r.unknown()
 		}
 	}
-	if err := d.met(m); err != nil {
+	if err := d.met(&r); err != nil {
 		return nil, nil, err
 	}
 	if offered {

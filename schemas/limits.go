@@ -4,7 +4,8 @@ import "time"
 
 // Limits of what is taken from outside. They are generous to honest callers and keep memory bounded with others.
 const (
-	MaxRequestBytes    = 1 << 20   // value of a record on requests, signals and reports
+	MaxRequestBytes    = 1 << 20   // value of a record on requests
+	MaxReportBytes     = 4 << 20   // value of a record on reports: all that the limits below allow, escaped
 	MaxDepth           = 64        // nesting of JSON
 	MaxResultBytes     = 256 << 10 // result of an attempt
 	MaxCheckpointBytes = 256 << 10 // checkpoint of an attempt

@@ -9,16 +9,18 @@ import (
 
 // Message is one type of message on one topic.
 type Message struct {
-	Topic   string // short name
-	Type    string // ce_type
-	Command operation.CommandKind
-	Event   operation.EventKind
+	Topic   string                // short name
+	Type    string                // ce_type
+	Command operation.CommandKind // on requests and reports
+	Event   operation.EventKind   // on journal
 	// Fields lists the members of the data in the order in which they are written; required ones end in "!".
 	Fields []string
 
-	wire    []byte // Type
-	allowed fields // journal
-	needed  fields // journal
+	wire    []byte   // Type
+	names   []string // Fields without the mark
+	must    fields   // bit i for the i-th of Fields
+	allowed fields   // journal: bits of fieldNames
+	needed  fields   // journal
 }
 
 // Registry lists every message. The tables are literals: what is on the wire must not follow from a name in Go.
@@ -117,12 +119,16 @@ func complete(table []Message) []Message {
 	for i := range table {
 		m := &table[i]
 		m.wire = []byte(m.Type)
-		if m.Topic != TopicJournal {
-			continue
-		}
-		for _, f := range m.Fields {
+		for i, f := range m.Fields {
 			name, required := strings.CutSuffix(f, "!")
-			bit := fieldOf(name)
+			m.names = append(m.names, name)
+			if required {
+				m.must |= 1 << i
+			}
+			if m.Topic != TopicJournal {
+				continue
+			}
+			bit := fieldOf([]byte(name))
 			m.allowed |= bit
 			if required {
 				m.needed |= bit
@@ -165,14 +171,15 @@ var fieldNames = [...]string{
 }
 
 // fieldOf returns the set with the one field of that name, the empty set if there is none.
-func fieldOf[T string | []byte](name T) fields {
-	for i := range fieldNames {
-		if fieldNames[i] == string(name) {
-			return 1 << i
-		}
+func fieldOf(name []byte) fields { return fieldBits[string(name)] }
+
+var fieldBits = func() map[string]fields {
+	bits := make(map[string]fields, len(fieldNames))
+	for i, n := range fieldNames {
+		bits[n] = 1 << i
 	}
-	return 0
-}
+	return bits
+}()
 
 // index finds messages by topic and type.
 var index = func() map[string]map[string]*Message {

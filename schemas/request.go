@@ -63,25 +63,36 @@ func answerable(s string, limit int) string {
 // does not judge it again and keeps its bytes as they are: limits and defaults may have changed since. raw may be reused
 // afterwards.
 func ReadRequest(raw []byte) (*operation.Request, error) {
-	q := new(operation.Request)
-	if err := readRequest(q, raw); err != nil {
+	r := newReader(raw, maxOwnBytes)
+	r.space()
+	q := r.accepted("")
+	if err := r.own(); err != nil {
 		return nil, err
 	}
 	return q, nil
 }
 
-func readRequest(q *operation.Request, raw []byte) *DecodeError {
-	raw = bytes.Clone(raw)
-	r := newReader(raw, maxOwnBytes)
+// accepted reads the accepted request that follows, for any message that carries one.
+func (r *reader) accepted(member string) *operation.Request {
+	q, outer, from := new(operation.Request), r.prefix, r.i
+	if member != "" {
+		r.prefix = outer + member + "."
+	}
 	r.request(q, true)
-	if err := r.own(); err != nil {
-		return err
+	if r.err != nil {
+		return q
 	}
-	if q.ID == "" || q.Organization == "" || q.Type == "" {
-		return &DecodeError{Code: MissingField, Field: "id", Reason: "expected an accepted request to have id, organization and type"}
+	r.name = nil
+	if r.refusal == nil && (q.ID == "" || q.Organization == "" || q.Type == "") {
+		r.fail(MissingField, "expected an accepted request to have id, organization and type")
 	}
-	q.Raw = raw
-	return nil
+	r.prefix = outer
+	q.Raw = bytes.Clone(r.b[from:r.i])
+	if q.Data != nil {
+		at := r.dataAt - from
+		q.Data = q.Raw[at : at+len(q.Data) : at+len(q.Data)]
+	}
+	return q
 }
 
 // request reads the request object that follows. Data of an accepted request is a part of the input.
@@ -118,7 +129,7 @@ func (r *reader) request(q *operation.Request, accepted bool) {
 		case "retry":
 			policy := retry.Default
 			q.Retry = &policy
-			r.nested("retry", func(r *reader) { r.policy(q.Retry) })
+			r.policy(q.Retry)
 		case "correlationId":
 			ctx.CorrelationID = r.str()
 		case "requestId":
@@ -130,18 +141,7 @@ func (r *reader) request(q *operation.Request, accepted bool) {
 		case "primaryEntityType":
 			ctx.PrimaryEntityType = r.str()
 		case "regarding":
-			r.nested("regarding", func(r *reader) {
-				switch string(r.name) {
-				case "type":
-					ctx.RegardingType = r.str()
-				case "id":
-					ctx.RegardingID = r.str()
-				case "name":
-					ctx.RegardingName = r.str()
-				default:
-					r.unknown()
-				}
-			})
+			r.regarding(&ctx)
 		case "ownerId":
 			ctx.OwnerID = r.str()
 		case "callerOrigin":
@@ -150,6 +150,7 @@ func (r *reader) request(q *operation.Request, accepted bool) {
 			ctx.CreatedBy = r.str()
 		case "data":
 			if accepted {
+				r.dataAt = r.i
 				q.Data = r.raw()
 			} else {
 				q.Data = r.opaque(MaxRequestBytes)
@@ -163,23 +164,44 @@ func (r *reader) request(q *operation.Request, accepted bool) {
 	}
 }
 
-func (r *reader) policy(p *retry.Policy) {
-	switch string(r.name) {
-	case "maxAttempts":
-		p.MaxAttempts = int(r.integer(1, maxAttempts))
-	case "initial":
-		p.Initial = r.duration()
-	case "max":
-		p.Max = r.duration()
-	case "multiplier":
-		p.Multiplier = r.float()
-	case "jitter":
-		p.Jitter = r.float()
-	case "giveUpAfter":
-		p.GiveUpAfter = r.duration()
-	default:
-		r.unknown()
+func (r *reader) regarding(ctx *operation.Context) {
+	outer, o := r.enter("regarding")
+	for r.next(o) {
+		switch string(r.name) {
+		case "type":
+			ctx.RegardingType = r.str()
+		case "id":
+			ctx.RegardingID = r.str()
+		case "name":
+			ctx.RegardingName = r.str()
+		default:
+			r.unknown()
+		}
 	}
+	r.leave(outer)
+}
+
+func (r *reader) policy(p *retry.Policy) {
+	outer, o := r.enter("retry")
+	for r.next(o) {
+		switch string(r.name) {
+		case "maxAttempts":
+			p.MaxAttempts = int(r.integer(1, maxAttempts))
+		case "initial":
+			p.Initial = r.duration()
+		case "max":
+			p.Max = r.duration()
+		case "multiplier":
+			p.Multiplier = r.float()
+		case "jitter":
+			p.Jitter = r.float()
+		case "giveUpAfter":
+			p.GiveUpAfter = r.duration()
+		default:
+			r.unknown()
+		}
+	}
+	r.leave(outer)
 }
 
 const maxAttempts = 10_000
