@@ -107,6 +107,9 @@ func submit(out []Event, s *State, c *Command, e Event) ([]Event, *Rejection) {
 
 // report decides what a worker says of its attempt.
 func report(out []Event, s *State, c *Command, e Event) ([]Event, *Rejection) {
+	if c.Kind == Start && c.Attempt <= s.StartedAttempt {
+		return out, nil // known, so perhaps read before: Started alone does not count as read, see package partition
+	}
 	if s.Attempt != c.Attempt || s.Session != c.Session {
 		return out, reject(StaleAttempt)
 	}

@@ -136,8 +136,8 @@ func (c *chain) remove(i int) {
 	c.waiting = slices.Delete(c.waiting, i, i+1)
 }
 
-// blocked remembers for which operation, which has ended, o waits until a person acts, so that deleting that one or trying
-// it again can release o; was is what o waited for so before.
+// blocked remembers for which operation, which has ended, o waits until a person acts, so that deleting that one can release
+// o; was is what o waited for so before. (When that one is tried again it comes back right before o, where link looks.)
 func (e *Engine) blocked(o *op, was operation.ID, wasBlocked bool) {
 	s := &o.state
 	if wasBlocked == s.Blocked && was == s.BlockedBy {
@@ -266,5 +266,5 @@ func (e *Engine) endedWell(o *op) bool {
 }
 
 func (e *Engine) follow(kind operation.CommandKind, o *op, up operation.ID, why *operation.Failure, cause operation.Cause, now operation.Time) {
-	e.decide(&operation.Command{Kind: kind, Org: o.state.Org, ID: o.state.ID, Cause: cause, Upstream: up, Failure: why}, &o.state, now)
+	e.decide(&operation.Command{Kind: kind, Org: o.state.Org, ID: o.state.ID, Cause: cause, Upstream: up, Failure: why}, o, &o.state, now)
 }

@@ -40,7 +40,10 @@ func (e *Engine) Checkpoint(base bool) Checkpoint {
 	cp.Known = e.known.since(e.knownSeq)
 	slices.SortFunc(cp.Ops, func(a, b *operation.State) int { return cmp.Compare(a.RequestedPlace, b.RequestedPlace) })
 	clear(e.changed)
-	e.changed, e.gone, e.knownSeq = e.changed[:0], nil, e.known.seq
+	if e.changed = e.changed[:0]; cap(e.changed) > keepMax {
+		e.changed = nil
+	}
+	e.gone, e.knownSeq = nil, e.known.seq
 	return cp
 }
 

@@ -17,14 +17,17 @@
 // A crash may cut a step's events anywhere. What an engine does beyond answering an input (releasing a chain's next
 // operation, dispatching) is therefore always derived from its state, in settleChain and dispatch, never remembered. An
 // input counts as read when an event names it as its cause; Started alone does not count, because the event that follows
-// it for the same input may be cut off.
+// it for the same input may be cut off. An input that led to no event (a report that is an echo) leaves no trace, so it is read
+// again after a crash; it changes no operation then either, but may be refused by now. What a crash cut off of a chain's
+// next step is done before the first input that is read after it, as it was done before it the first time.
 //
 // # Chains
 //
 // The operations of one organization with the same dependency token form a chain. One of them, the holder, may run; the
-// others wait in the order of their requests. A predecessor that fails or is canceled releases, blocks or cancels the next
+// others wait in the order of their requests, each behind the live member before it. A predecessor that fails or is canceled releases, blocks or cancels the next
 // one as that one's own policy says (spec section 5.3). A failed operation that is retried by hand takes its old place
-// among those that wait.
+// among those that wait. A block is lifted by a person, by a retry or the deletion of what caused it, and by nothing else;
+// resuming lifts it only when no earlier member is live.
 //
 // # Places left for later rules
 //

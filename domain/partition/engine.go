@@ -174,13 +174,13 @@ func (e *Engine) Take() []operation.Event {
 }
 
 // keepMax is the capacity above which an array for a batch is not kept for the next one.
-const keepMax = 1 << 14
+const keepMax = 1 << 12
 
 // Replay applies a valid event of the journal. After the last one, [Engine.Recovered] and [Engine.Settle] do what a crash
 // has cut off.
 func (e *Engine) Replay(ev *operation.Event, place operation.Place) {
 	e.end, e.replaying = place, true
-	e.apply(ev)
+	e.apply(ev, nil)
 	e.replaying = false
 }
 
@@ -193,17 +193,17 @@ func (e *Engine) Read(c operation.Cause) bool {
 	return p != nil && c.Offset < *p
 }
 
-// emit applies events that were decided and puts them into the batch.
-func (e *Engine) emit(events []operation.Event) {
+// emit applies events that were decided and puts them into the batch. They are o's, if that is not nil.
+func (e *Engine) emit(events []operation.Event, o *op) {
 	for i := range events {
-		e.apply(&events[i])
+		e.apply(&events[i], o)
 	}
 	e.out = append(e.out, events...)
 }
 
 func (e *Engine) one(ev operation.Event) {
 	e.scratch = append(e.scratch[:0], ev)
-	e.emit(e.scratch)
+	e.emit(e.scratch, nil)
 }
 
 // time is now for events; in a partition it never goes back.
@@ -238,12 +238,14 @@ func (e *Engine) refuse(c *operation.Command, r *operation.Rejection, now operat
 }
 
 // Do decides a command and applies what follows. It returns the place of a journal event when it first needs the request
-// that stands there, as Request of the same command; then nothing has happened yet.
+// that stands there, as Request of the same command; then nothing of it has happened yet, and it must be given again before
+// the next Settle.
 func (e *Engine) Do(c *operation.Command, now operation.Time) (need operation.Place, wants bool) {
 	if e.Read(c.Cause) {
 		return 0, false
 	}
 	now = e.time(now)
+	e.settleChains(operation.Cause{Topic: "clock"}, now) // what a crash has cut off comes before what came after it
 	ref := Ref{c.Org, c.ID}
 	o := e.ops[ref]
 	if c.CommandID != "" && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
@@ -292,10 +294,10 @@ func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 			return
 		}
 		c.Upstream = e.tail(c.Org, c.Request.DependencyToken)
-		e.decide(c, &absent, now)
+		e.decide(c, nil, &absent, now)
 		return
 	}
-	e.decide(c, &o.state, now)
+	e.decide(c, o, &o.state, now)
 }
 
 // absent is what an operation is before it is requested; nobody changes it.
@@ -314,11 +316,11 @@ func (e *Engine) onLive(c *operation.Command, o *op, now operation.Time) {
 			s.overtaken()
 		}
 	}
-	e.decide(c, &o.state, now)
+	e.decide(c, o, &o.state, now)
 }
 
-// decide asks the operation and applies the answer.
-func (e *Engine) decide(c *operation.Command, s *operation.State, now operation.Time) {
+// decide asks the operation that is s, and o's if it is live, and applies the answer.
+func (e *Engine) decide(c *operation.Command, o *op, s *operation.State, now operation.Time) {
 	events, rejection := operation.Decide(e.scratch[:0], s, c, now)
 	e.scratch = events
 	switch {
@@ -327,7 +329,7 @@ func (e *Engine) decide(c *operation.Command, s *operation.State, now operation.
 	case len(events) == 0:
 		e.unchanged(c, s.Status, now)
 	default:
-		e.emit(events)
+		e.emit(events, o)
 		e.settleChains(c.Cause, now)
 	}
 }
@@ -341,7 +343,7 @@ func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (ope
 			return failed.InputPlace, true
 		}
 		c.Upstream = e.rejoin(c.Org, c.Request.DependencyToken, failed.RequestedPlace)
-		e.decide(c, failed, now)
+		e.decide(c, nil, failed, now)
 		return 0, false
 	}
 	s := operation.State{Org: ref.Org, ID: ref.ID}
@@ -364,12 +366,12 @@ func (e *Engine) onEnded(c *operation.Command, ref Ref, now operation.Time) (ope
 		e.refuse(c, &operation.Rejection{Code: operation.Forgotten, Reason: operation.Reasons[operation.Forgotten]}, now)
 		return 0, false
 	}
-	e.decide(c, &s, now)
+	e.decide(c, nil, &s, now)
 	return 0, false
 }
 
-// apply is the only way in which an event changes the engine, live and in replay.
-func (e *Engine) apply(ev *operation.Event) {
+// apply is the only way in which an event changes the engine, live and in replay. o is its operation, if the caller knows.
+func (e *Engine) apply(ev *operation.Event, o *op) {
 	place := e.end
 	e.end++
 	e.now = max(e.now, ev.At)
@@ -383,15 +385,21 @@ func (e *Engine) apply(ev *operation.Event) {
 		return
 	}
 	ref := Ref{ev.Org, ev.ID}
-	o := e.ops[ref]
+	if o == nil {
+		o = e.ops[ref]
+	}
 	switch ev.Kind {
 	case operation.Requested, operation.Retried:
 		if o != nil {
 			return
 		}
 		o = &op{}
-		if f := e.untry(ref); f != nil && ev.Kind == operation.Retried {
-			o.state = f.state
+		if f := e.untry(ref); ev.Kind == operation.Retried {
+			if f != nil {
+				o.state = f.state
+			} else { // the writer remembered more than this engine does
+				o.state = operation.State{Org: ev.Org, ID: ev.ID, RequestedPlace: place, CreatedAt: ev.At}
+			}
 		}
 		e.ops[ref] = o
 	case operation.Deleted:
@@ -417,9 +425,6 @@ func (e *Engine) apply(ev *operation.Event) {
 	}
 	e.blocked(o, up, blocked)
 	e.index(o, ev, before)
-	if ev.Kind == operation.Retried {
-		e.untie(ref)
-	}
 }
 
 // index keeps queues, timers, chains and sessions in step with a change of o.
@@ -438,7 +443,7 @@ func (e *Engine) index(o *op, ev *operation.Event, before operation.Status) {
 	case !ready && o.ready != nil:
 		oq := o.ready
 		e.unready(o)
-		o.queue.tidy(s.Request.Priority, oq)
+		o.queue.tidy(priority(o), oq)
 	}
 	e.clock(o)
 	e.link(o)
@@ -499,7 +504,7 @@ func (e *Engine) forget(o *op) {
 	delete(e.ops, ref)
 	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
 	if s.Status == operation.StatusFailed {
-		if oldest := e.failed.full(); oldest != nil {
+		for oldest := e.failed.full(); oldest != nil; oldest = e.failed.full() {
 			e.untry(oldest.ref)
 		}
 		e.failed.add(ref, s)
@@ -537,13 +542,14 @@ func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 	e.expire(now) // before the timers: a lost attempt may be due again at once
 	for len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now) {
 		o := e.timers.entries[0].o
-		e.decide(&operation.Command{Kind: operation.Due, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"}}, &o.state, now)
+		e.decide(&operation.Command{Kind: operation.Due, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"}}, o, &o.state, now)
 	}
 	e.settleChains(cause, now)
 	e.dispatch(cause, now)
 }
 
-// NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0.
+// NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0. After a Settle it lies ahead,
+// but for a lease whose end is to be confirmed: see [Engine.Silent].
 func (e *Engine) NextWake() operation.Time {
 	var at operation.Time
 	if len(e.timers.entries) > 0 {

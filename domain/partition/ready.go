@@ -36,8 +36,13 @@ type orgQueue struct {
 // spareMax is how many unused organization queues a type keeps, and spareCap how long their arrays may be.
 const spareMax, spareCap = 64, 64
 
+// priority is o's level. The border refuses others; a journal that has one must not stop the partition.
+func priority(o *op) int8 {
+	return min(max(o.state.Request.Priority, operation.PriorityMin), operation.PriorityMax)
+}
+
 func (q *readyQueue) push(o *op, weight func(string) int) {
-	p := o.state.Request.Priority
+	p := priority(o)
 	l := &q.levels[p]
 	oq := l.byOrg[o.state.Org]
 	if oq == nil {
@@ -81,7 +86,7 @@ func (q *readyQueue) leave(l *level, i int) {
 
 // drop takes o out, wherever it stands.
 func (q *readyQueue) drop(o *op) {
-	p := o.state.Request.Priority
+	p := priority(o)
 	l, oq := &q.levels[p], o.ready
 	oq.remove(o)
 	o.ready = nil
@@ -93,8 +98,8 @@ func (q *readyQueue) drop(o *op) {
 
 // tidy takes the organization out that has nothing left, after a drop that was not its turn: a queue that nobody serves
 // must not remember all that ever passed.
-func (q *readyQueue) tidy(priority int8, oq *orgQueue) {
-	if l := &q.levels[priority]; len(oq.entries) == 0 {
+func (q *readyQueue) tidy(p int8, oq *orgQueue) {
+	if l := &q.levels[p]; len(oq.entries) == 0 {
 		if i := slices.Index(l.turn, oq); i >= 0 {
 			q.leave(l, i)
 		}

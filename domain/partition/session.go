@@ -48,7 +48,7 @@ const EndedGrace = 2 * time.Second
 func (e *Engine) Hear(hb *Heartbeat, now operation.Time) {
 	s := e.session(hb.Session)
 	if !s.announced || !slices.Equal(s.types, hb.Types) || s.closed != (hb.Draining || hb.Ended) {
-		s.types = hb.Types
+		s.types = slices.Clone(hb.Types)
 		s.closed = hb.Draining || hb.Ended
 		e.serve()
 	}
@@ -142,7 +142,9 @@ func (s *session) overtaken() { s.limit = max(1, s.limit/2) }
 
 // HeardThrough says that every heartbeat which the log held at t was given to Hear. Silence counts only up to there: a
 // scheduler that was frozen, or reads late, must not take its own deafness for a worker's silence.
-func (e *Engine) HeardThrough(t operation.Time) { e.heard = max(e.heard, t) }
+//
+// A clock that was set back takes this mark with it: deadlines that are counted on it must not lie before the mark.
+func (e *Engine) HeardThrough(t operation.Time) { e.heard = t }
 
 // Silent says whether a session's lease has run out by now without its silence being certain: the caller is to read the
 // heartbeats up to the log's end as of now, and to say so with [Engine.HeardThrough].
@@ -167,7 +169,7 @@ func (e *Engine) expire(now operation.Time) {
 			e.decide(&operation.Command{
 				Kind: operation.LoseLease, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"},
 				Attempt: o.state.Attempt, Session: s.id, Policy: e.policy(o),
-			}, &o.state, now)
+			}, o, &o.state, now)
 		}
 		delete(e.sessions, s.id)
 		gone = true
@@ -201,7 +203,7 @@ func (e *Engine) dispatch(cause operation.Cause, now operation.Time) {
 			q.served++
 			o := q.next()
 			e.unready(o)
-			e.decide(&operation.Command{Kind: operation.Dispatch, Org: o.state.Org, ID: o.state.ID, Cause: cause, Session: to.id}, &o.state, now)
+			e.decide(&operation.Command{Kind: operation.Dispatch, Org: o.state.Org, ID: o.state.ID, Cause: cause, Session: to.id}, o, &o.state, now)
 		}
 		if to == nil || q.size == 0 { // room does not come back in here
 			last := len(e.asked) - 1

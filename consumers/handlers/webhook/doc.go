@@ -29,7 +29,7 @@
 //	Webhook-Id: contoso/7d9f1f2e-0001
 //	Webhook-Timestamp: 1795420800
 //	Webhook-Signature: v1,…
-//	Idempotency-Key: contoso/7d9f1f2e-0001/1
+//	Idempotency-Key: contoso/7d9f1f2e-0001
 //	Opstream-Attempt: 1
 //	X-Team: sales
 //
@@ -71,9 +71,10 @@
 //
 // A call may arrive more than once: when an answer was lost, or a worker was. [Verify] says whether a call is genuine and
 // returns its Webhook-Id, which is the same in every attempt: remember the ids that were dealt with, and answer a second
-// one as the first. Idempotency-Key names one attempt: it ends with the attempt's number, which only grows, so whoever
-// refuses a number below the newest that it has seen is safe from a worker that was frozen and wakes too late. A frozen
-// worker's call is refused by its timestamp, too, once it is older than the tolerance.
+// one as the first. Idempotency-Key says the same to receivers that know that header: as its other users have it, the key
+// stands for the work and is the same whenever the call is tried again. Opstream-Attempt is the attempt's number, which only
+// grows: whoever refuses a number below the newest that it has seen is safe from a worker that was frozen and wakes too
+// late. A frozen worker's call is refused by its timestamp, too, once it is older than the tolerance.
 //
 // In Webhook-Id a full stop and whatever is not printable ASCII is written as percent and two digits, so that what is
 // signed can be read in one way only. The other headers are encoded as the HTTP binding of CloudEvents has it.

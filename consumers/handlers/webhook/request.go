@@ -201,7 +201,7 @@ func (h *Handler) request(ctx context.Context, op *worker.Operation, d *data, u 
 		set("Content-Type", "application/json")
 	}
 	// The transport takes this header to mean that it may send again when a kept connection turns out to be dead.
-	set("Idempotency-Key", encode(op.IdempotencyKey(), ""))
+	set("Idempotency-Key", encode(op.OperationKey(), ""))
 	set("Opstream-Attempt", strconv.FormatUint(uint64(op.Attempt), 10))
 	set(HeaderID, id)
 	set(HeaderTimestamp, timestamp)

@@ -66,7 +66,7 @@ func TestTheCallOnTheWire(t *testing.T) {
 		"Ce-Specversion": "1.0", "Ce-Id": "op-1", "Ce-Type": "opstream.plugin.execute.v1", "Ce-Source": "/organizations/contoso",
 		"Ce-Time": "2026-11-23T12:00:00.123456Z", "Content-Type": "application/json", "Content-Length": fmt.Sprint(len(sent)),
 		"Webhook-Id": "contoso/op-1", "Webhook-Timestamp": "1795435200", "Webhook-Signature": sign(rawKey, "contoso/op-1", "1795435200", []byte(sent)),
-		"Idempotency-Key": "contoso/op-1/3", "Opstream-Attempt": "3", "User-Agent": "opstream-webhook/1", "X-Team": "sales west",
+		"Idempotency-Key": "contoso/op-1", "Opstream-Attempt": "3", "User-Agent": "opstream-webhook/1", "X-Team": "sales west",
 	}
 	for _, name := range slices.Sorted(maps.Keys(got)) {
 		if len(got[name]) != 1 || got[name][0] != want[name] {
@@ -107,9 +107,10 @@ func TestNamesThatHeadersCannotHold(t *testing.T) {
 }
 
 func TestTheSameIDInEveryAttempt(t *testing.T) {
-	var ids, keys []string
+	var ids, keys, attempts []string
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		ids, keys = append(ids, r.Header.Get("Webhook-Id")), append(keys, r.Header.Get("Idempotency-Key"))
+		attempts = append(attempts, r.Header.Get("Opstream-Attempt"))
 	})
 	h := newHandler(t, open())
 	op := opOf(t, "url", s.URL)
@@ -118,8 +119,8 @@ func TestTheSameIDInEveryAttempt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(slices.Compact(ids)) != 1 || len(slices.Compact(keys)) != 3 {
-		t.Errorf("expected one id and three keys, but got %q and %q", ids, keys)
+	if len(slices.Compact(ids)) != 1 || len(slices.Compact(keys)) != 1 || len(slices.Compact(attempts)) != 3 {
+		t.Errorf("expected one id, one key and three attempts, but got %q, %q and %q", ids, keys, attempts)
 	}
 }
 
