@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opstream/opstream/consumers/handlers/webhook"
+	"github.com/opstream/opstream/internal/embedded"
+	"github.com/opstream/opstream/schemas"
+)
+
+// Defaults of the embedded mode.
+const (
+	defaultListen  = "127.0.0.1:8080"
+	defaultBroker  = "127.0.0.1:9092"
+	devPartitions  = 4
+	devInboxes     = 4
+	databaseFile   = "tables.db"
+	defaultLease   = 15 * time.Second
+	defaultDevSlot = 256
+)
+
+type devFlags struct {
+	data, listen, kafka string
+	sync                bool
+	partitions          int32
+	noop                []string
+	allowPrivate        bool
+	slots               int
+	lease               time.Duration
+	logLevel            string
+}
+
+func newDev() *cobra.Command {
+	var f devFlags
+	c := &cobra.Command{
+		Use:   "dev --data DIR",
+		Short: "Run the whole service in one process, with nothing to install",
+		Long: `dev runs everything in one process: a broker that speaks Kafka's protocol, the
+scheduler, a worker, the tables (SQLite) and the API with its page. It is for trying
+out, for development and for small installations on one host.
+
+What is acknowledged survives the death of the process at any moment. It survives a
+power cut only with --sync, which costs speed. All data is in DIR; copy it while the
+service is stopped to have a backup.
+
+The worker runs two kinds of handler: webhook (types system-event and webhook), which
+calls a URL, and noop, which does nothing. Other types wait, visibly, for a worker that
+serves them: write one in Go with package consumers/worker, or name types for noop.`,
+		Example: `  opstream dev --data ./data
+  opstream dev --data ./data --noop bulk-delete,bulk-email --listen 127.0.0.1:9000
+  curl -s localhost:8080/v1/counts`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.data == "" {
+				return &exitError{exitUsage, errors.New("expected --data DIR, the folder for the log and the tables; see opstream dev --help")}
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), f.logLevel)
+			if err != nil {
+				return err
+			}
+			return runDev(cmd.Context(), f, log, cmd.OutOrStdout())
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.data, "data", "", "folder for the log and the tables; created when missing")
+	fl.StringVar(&f.listen, "listen", defaultListen, "address of the API and its page")
+	fl.StringVar(&f.kafka, "kafka", defaultBroker, "loopback address at which the broker speaks Kafka's protocol")
+	fl.BoolVar(&f.sync, "sync", false, "write every append through to the disk: survives a power cut, costs speed")
+	fl.Int32Var(&f.partitions, "partitions", devPartitions, "partitions of a new data folder")
+	fl.StringSliceVar(&f.noop, "noop", nil, "more operation types that the handler noop serves")
+	fl.BoolVar(&f.allowPrivate, "webhook-private", false, "let webhooks call private addresses and plain http")
+	fl.IntVar(&f.slots, "slots", defaultDevSlot, "handlers that run at once")
+	fl.DurationVar(&f.lease, "lease", defaultLease, "a worker that is silent for longer has lost its attempts")
+	fl.StringVar(&f.logLevel, "log", "warn", "debug, info, warn or error")
+	return c
+}
+
+func runDev(ctx context.Context, f devFlags, log *slog.Logger, out io.Writer) error {
+	g := newGroup()
+	s, err := startEmbedded(ctx, g, f, log)
+	if err != nil {
+		return errors.Join(err, g.stop())
+	}
+	fmt.Fprintf(out, "opstream runs.\n\n  page and API  %s\n  Kafka         %s   (topics %s*)\n  data          %s\n  serves        %s\n\nStop it with Ctrl-C.\n",
+		s.url, strings.Join(s.cfg.brokers, ","), schemas.DefaultPrefix, f.data, strings.Join(typesOf(s.cfg.handlers), ", "))
+	g.wait(ctx)
+	return g.stop()
+}
+
+// startEmbedded starts broker and service in this process.
+func startEmbedded(ctx context.Context, g *group, f devFlags, log *slog.Logger) (*service, error) {
+	handlers, err := standardHandlers(f.noop, webhook.Config{AllowPrivate: f.allowPrivate, AllowPlain: f.allowPrivate})
+	if err != nil {
+		return nil, err
+	}
+	cfg := serviceConfig{
+		roles: allRoles, listen: f.listen, sync: f.sync, lease: f.lease, log: log, handlers: handlers, slots: f.slots,
+	}
+	broker, err := openBroker(ctx, f, cfg.topics, log)
+	if err != nil {
+		return nil, err
+	}
+	g.start("broker", func(ctx context.Context) error {
+		<-ctx.Done()
+		return broker.Close()
+	})
+	cfg.brokers = broker.Addrs()
+	if f.data != "" {
+		cfg.database = filepath.Join(f.data, databaseFile)
+	}
+	return startService(ctx, g, cfg)
+}
+
+func openBroker(ctx context.Context, f devFlags, topics schemas.Topics, log *slog.Logger) (*embedded.Broker, error) {
+	if f.data != "" {
+		if err := os.MkdirAll(f.data, 0o750); err != nil {
+			return nil, fmt.Errorf("cannot create the data folder: %w", err)
+		}
+	}
+	var all []embedded.Topic
+	for _, spec := range topics.Specs(f.partitions, devInboxes) {
+		all = append(all, embedded.Topic{Name: spec.Name, Partitions: spec.Partitions, Configs: map[string]string{
+			"max.message.bytes": spec.Config()["max.message.bytes"],
+		}})
+	}
+	return embedded.Open(ctx, embedded.Config{Dir: f.data, Addr: f.kafka, Sync: f.sync, Topics: all, Logger: log})
+}
+
+func newLogger(out io.Writer, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, &exitError{exitUsage, fmt.Errorf("expected --log to be debug, info, warn or error, but got %q", level)}
+	}
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: l})), nil
+}

@@ -1,0 +1,126 @@
+// Command opstream is the whole service in one binary: the scheduler, workers, projector and API of an asynchronous
+// operation service on Kafka, and the tools to use and look after it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, the same for every command.
+const (
+	exitOK          = 0
+	exitFailed      = 1 // something went wrong that is not one of these
+	exitUsage       = 2 // the command line is wrong
+	exitRefused     = 3 // the service refused at least one request or command
+	exitNotFound    = 4 // there is no such operation
+	exitUnavailable = 5 // the service cannot be reached, or did not answer in time
+	exitDiffers     = 6 // verify: the tables are not what the journal says
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// exitError is an error with an exit code of its own. Err may be nil: then everything was said already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// execute runs one command line and returns the exit code.
+func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	var exit *exitError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			fmt.Fprintln(errOut, "opstream:", exit.err)
+		}
+		return exit.code
+	default:
+		fmt.Fprintln(errOut, "opstream:", err)
+		return exitFailed
+	}
+}
+
+// newRoot makes the tree of commands anew, so that tests do not share flags.
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "opstream",
+		Short: "Run a CRM's work later: in order, once, and answered for",
+		Long: `opstream takes operations that a CRM must not wait for (plug-ins, mail, imports, …),
+runs them later in the right order, and tells anyone who asks where each one stands.
+Every change of an operation is an event in a journal on Kafka; all else can be made
+again from it.
+
+Exit codes: 0 done · 1 failed · 2 wrong command line · 3 something was refused ·
+4 not found · 5 the service cannot be reached or did not answer in time ·
+6 verify found a difference.`,
+		Example: `  opstream demo                  watch a help desk's 21 348 operations run
+  opstream dev --data ./data     the whole service in one process
+  opstream op list --status running`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+	})
+	root.AddCommand(
+		newDemo(), newDev(), newServe(), newOp(), newJournal(), newVerify(), newBench(), newVersion(),
+	)
+	for _, c := range all(root) {
+		usageErrors(c)
+	}
+	return root
+}
+
+func all(c *cobra.Command) []*cobra.Command {
+	out := []*cobra.Command{c}
+	for _, sub := range c.Commands() {
+		out = append(out, all(sub)...)
+	}
+	return out
+}
+
+// usageErrors gives wrong arguments the exit code of a wrong command line.
+func usageErrors(c *cobra.Command) {
+	check := c.Args
+	if check == nil {
+		return
+	}
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+}

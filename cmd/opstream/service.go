@@ -1,0 +1,319 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/consumers/handlers/noop"
+	"github.com/opstream/opstream/consumers/handlers/webhook"
+	"github.com/opstream/opstream/consumers/scheduler"
+	"github.com/opstream/opstream/consumers/worker"
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/producers/answers"
+	"github.com/opstream/opstream/producers/command"
+	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/projector"
+	"github.com/opstream/opstream/projections/query"
+	"github.com/opstream/opstream/projections/sqlite"
+	"github.com/opstream/opstream/schemas"
+)
+
+// The roles that a process can have.
+const (
+	roleScheduler = "scheduler"
+	roleWorker    = "worker"
+	roleProjector = "projector"
+	roleAPI       = "api"
+)
+
+var allRoles = []string{roleScheduler, roleWorker, roleProjector, roleAPI}
+
+// serviceConfig says what a process is part of and what it does there.
+type serviceConfig struct {
+	brokers  []string
+	topics   schemas.Topics
+	roles    []string
+	listen   string // address of the API
+	database string // file of the tables; "" keeps them in memory
+	sync     bool
+	lease    time.Duration
+	log      *slog.Logger
+
+	handlers    map[string]worker.Handler
+	slots       int
+	onCommitted func(*projections.Batch) // hears of every batch in the tables; nil for none
+}
+
+// service is the running parts of one process.
+type service struct {
+	cfg   serviceConfig
+	group *group
+	url   string // of the API, when it has that role
+
+	store     *sqlite.Store
+	projector *projector.Projector
+	answers   *answers.Client
+	scheduler *scheduler.Scheduler
+	worker    *worker.Worker
+	query     *query.Query
+}
+
+func (c *serviceConfig) has(role string) bool { return slices.Contains(c.roles, role) }
+
+// clientOptions are what every Kafka client of this process needs.
+func (c *serviceConfig) clientOptions() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.SeedBrokers(c.brokers...),
+		kgo.ClientID("opstream"),
+		// A partition without a leader, as topics that were just created have them, is asked for again soon; and the
+		// first fetch of a partition does not wait for long behind one of others that are empty.
+		kgo.MetadataMinAge(100 * time.Millisecond),
+		kgo.FetchMaxWait(500 * time.Millisecond),
+	}
+}
+
+// ownerName names this process: in the journal, as the writer of its partitions.
+func ownerName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
+}
+
+// startService starts the roles in the order in which they lean on one another. On an error it has stopped what it started.
+func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service, err error) {
+	s := &service{cfg: cfg, group: g}
+	if cfg.has(roleAPI) && !cfg.has(roleProjector) {
+		return nil, &exitError{exitUsage, errors.New("expected the role projector beside api: SQLite's tables are read in the process that writes them")}
+	}
+	client := cfg.clientOptions()
+	if cfg.has(roleProjector) {
+		if s.store, err = sqlite.Open(ctx, cfg.database, sqlite.Options{Sync: cfg.sync}); err != nil {
+			return nil, err
+		}
+		g.start("store", func(ctx context.Context) error {
+			<-ctx.Done()
+			return s.store.Close()
+		})
+		if err := s.startProjector(client); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.has(roleScheduler) {
+		sc := scheduler.Config{
+			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
+		}
+		if s.scheduler, err = scheduler.New(sc); err != nil {
+			return nil, err
+		}
+		g.start(roleScheduler, s.scheduler.Run)
+	}
+	if cfg.has(roleWorker) {
+		s.worker, err = worker.New(worker.Config{
+			Brokers: cfg.brokers, Opts: client, Topics: cfg.topics, Handlers: cfg.handlers, Slots: cfg.slots,
+			Lease: cfg.lease, Version: versionOf().Version, Logger: cfg.log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		g.start(roleWorker, s.worker.Run)
+	}
+	if cfg.has(roleAPI) {
+		if err := s.startAPI(ctx, client); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *service) startProjector(client []kgo.Opt) error {
+	feed := query.NewFeed()
+	var err error
+	s.projector, err = projector.New(projector.Config{
+		Store: s.store, Client: client, Topics: s.cfg.topics, Log: s.cfg.log,
+		OnCommitted: func(b *projections.Batch) {
+			feed.PublishBatch(b)
+			if s.cfg.onCommitted != nil {
+				s.cfg.onCommitted(b)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.query = query.New(query.Config{Store: s.store, Progress: query.Projected{Projector: s.projector}, Feed: feed, Status: s.status})
+	s.group.start(roleProjector, s.projector.Run)
+	return nil
+}
+
+func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
+	var err error
+	s.answers, err = answers.New(ctx, answers.Config{Brokers: s.cfg.brokers, Topics: s.cfg.topics, Options: client})
+	if err != nil {
+		return err
+	}
+	s.group.start("answers", func(ctx context.Context) error {
+		err := s.answers.Run(ctx)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return errors.Join(err, s.answers.Close(closing))
+	})
+	routes := command.Routes(command.Config{
+		Journal: s.answers, Parse: schemas.ParseRequest, Locator: s.query, Effects: s.query, Overload: s.answers.Overload,
+	})
+	routes = append(routes, s.query.Routes()...)
+	routes = append(routes, api.Process{
+		Status: s.status, Ready: s.ready, AsyncAPI: schemas.AsyncAPI(), Schemas: schemas.JSONSchemas(),
+	}.Routes()...)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen for the API, choose another address with --listen: %w", err)
+	}
+	s.url = "http://" + listener.Addr().String()
+	server := &http.Server{
+		Handler: api.Handler(s.cfg.log, routes...), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.cfg.log.Handler(), slog.LevelWarn),
+	}
+	s.group.start(roleAPI, func(ctx context.Context) error {
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(listener) }()
+		select {
+		case err := <-served:
+			return err
+		case <-ctx.Done():
+		}
+		// Streams never end by themselves; ordinary requests get a moment.
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if server.Shutdown(closing) != nil {
+			server.Close()
+		}
+		return nil
+	})
+	return nil
+}
+
+// status tells what this process is and how it goes.
+func (s *service) status(ctx context.Context) api.Status {
+	out := api.Status{Version: versionOf().Version, Roles: s.cfg.roles, Ready: true, Details: map[string]any{}}
+	if err := s.ready(ctx); err != nil {
+		out.Ready, out.Reason = false, err.Error()
+	}
+	if s.projector != nil {
+		if positions, lag, err := (query.Projected{Projector: s.projector}).AsOf(ctx); err == nil {
+			out.AsOf, out.LagMs = positions.String(), lag.Milliseconds()
+		}
+		p := s.projector.Status()
+		out.Details["projector"] = map[string]any{"lag": p.Lag, "ageMs": p.Age.Milliseconds()}
+	}
+	if s.scheduler != nil {
+		live, owned := 0, 0
+		for _, p := range s.scheduler.Status() {
+			live += p.Live
+			owned++
+		}
+		out.Details["scheduler"] = map[string]any{"partitions": owned, "live": live}
+	}
+	if s.answers != nil {
+		_, out.Overloaded = s.answers.Overload()
+		stats := s.answers.Stats()
+		out.Details["commands"] = map[string]any{"inFlight": stats.InFlight, "latencyMs": stats.Latency.Milliseconds()}
+	}
+	return out
+}
+
+// ready says what this process waits for, or nil.
+func (s *service) ready(context.Context) error {
+	if s.scheduler != nil {
+		for _, p := range s.scheduler.Status() {
+			if !p.Active {
+				return fmt.Errorf("partition %d is being recovered", p.Partition)
+			}
+		}
+	}
+	if s.projector != nil {
+		p := s.projector.Status()
+		if p.Failing != nil {
+			return fmt.Errorf("the tables cannot be written: %w", p.Failing)
+		}
+		for _, part := range p.Partitions {
+			if part.Stopped != nil {
+				return fmt.Errorf("partition %d is not projected any more: %w", part.Partition, part.Stopped)
+			}
+		}
+	}
+	return nil
+}
+
+// standardHandlers serve the types that come with opstream.
+func standardHandlers(noopTypes []string, hooks webhook.Config) (map[string]worker.Handler, error) {
+	hook, err := webhook.New(hooks)
+	if err != nil {
+		return nil, err
+	}
+	handlers := map[string]worker.Handler{"system-event": hook, "webhook": hook, "noop": noop.Handler{}}
+	for _, t := range noopTypes {
+		handlers[t] = noop.Handler{}
+	}
+	return handlers, nil
+}
+
+// createTopics creates the topics that are missing. Existing ones stay as they are.
+func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) error {
+	client, err := kgo.NewClient(cfg.clientOptions()...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	for _, spec := range cfg.topics.Specs(partitions, schemas.DefaultInboxPartitions) {
+		configs := map[string]*string{}
+		for k, v := range spec.Config() {
+			configs[k] = kadm.StringPtr(v)
+		}
+		answer, err := admin.CreateTopic(ctx, spec.Partitions, -1, configs, spec.Name)
+		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+			return fmt.Errorf("cannot create topic %s at %s: %w", spec.Name, strings.Join(cfg.brokers, ","), errors.Join(err, answer.Err))
+		}
+	}
+	return nil
+}
+
+// reachTables waits until the tables have all that the journal has now.
+func (s *service) reachTables(ctx context.Context) error {
+	ends, err := projector.Journal{Client: s.cfg.clientOptions(), Topics: s.cfg.topics}.Ends(ctx)
+	if err != nil {
+		return err
+	}
+	for p, end := range ends {
+		if end == 0 {
+			continue
+		}
+		if err := s.projector.WaitFor(ctx, p, operation.Place(end-1)); err != nil {
+			return fmt.Errorf("waiting for the tables to have partition %d up to %d: %w", p, end, err)
+		}
+	}
+	return nil
+}
+
+// typesOf lists the operation types of handlers, for people.
+func typesOf(handlers map[string]worker.Handler) []string {
+	return slices.Sorted(maps.Keys(handlers))
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/projector"
+	"github.com/opstream/opstream/projections/sqlite"
+	"github.com/opstream/opstream/schemas"
+)
+
+// verification is the answer of verify.
+type verification struct {
+	Verified    bool             `json:"verified"`
+	Error       string           `json:"error,omitempty"` // why it could not be found out
+	Partitions  int              `json:"partitions"`
+	Events      int64            `json:"events"`
+	Void        int64            `json:"void"`
+	Operations  int64            `json:"operations"`
+	Rejections  int64            `json:"rejections"`
+	Counts      int64            `json:"counts"`
+	Behind      map[string]int64 `json:"behind,omitempty"` // by partition: offsets that the tables do not have yet
+	Differing   int64            `json:"differing"`
+	Differences []difference     `json:"differences,omitempty"`
+	TookMs      int64            `json:"tookMs"`
+}
+
+// difference is one thing in which the tables are not what the journal says.
+type difference struct {
+	Partition    int32  `json:"partition"`
+	Place        int64  `json:"place"` // -1 when it is about no operation
+	Organization string `json:"organization,omitempty"`
+	ID           string `json:"id,omitempty"`
+	What         string `json:"what"`
+	Journal      string `json:"journal"`
+	Tables       string `json:"tables"`
+}
+
+func newVerify() *cobra.Command {
+	var brokers []string
+	var prefix, data, database string
+	var output outputFlag
+	c := &cobra.Command{
+		Use:   "verify (--data DIR | --database FILE)",
+		Short: "Compare the tables with the journal, row by row",
+		Long: `verify reads the whole journal, checks its chain, folds the events by themselves and
+compares what comes out with every row of the tables: operations, their histories, refused
+commands, counts and positions. The service may run meanwhile; what the tables do not have
+yet is reported as how far they are behind, not as a difference.
+
+The exit code is 6 when the tables are not what the journal says. They can then be thrown
+away and made again from it. A chain that is broken ends verify with exit code 1.`,
+		Example: `  opstream verify --data ./data
+  opstream verify --brokers kafka-1:9092 --database ./tables.db --output json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, err := tablesFile(data, database)
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			j, err := openJournal(ctx, brokers, prefix)
+			if err != nil {
+				return err
+			}
+			if _, err := j.ends(ctx); err != nil {
+				return err
+			}
+			store, err := sqlite.Open(ctx, path, sqlite.Options{Readers: 1})
+			if err != nil {
+				return fmt.Errorf("open the tables: %w", err)
+			}
+			v, err := verify(ctx, store, j.source(), newProgress(cmd.ErrOrStderr(), output))
+			err = errors.Join(err, store.Close())
+			if output.json() {
+				if err != nil {
+					v.Verified, v.Error = false, clean(err.Error())
+				}
+				if err := printJSON(cmd.OutOrStdout(), v); err != nil {
+					return err
+				}
+			} else if err == nil {
+				if err := v.show(cmd); err != nil {
+					return err
+				}
+			}
+			switch {
+			case err != nil:
+				var broken *schemas.ErrBroken
+				if errors.As(err, &broken) {
+					return fmt.Errorf("THE CHAIN IS BROKEN: %s; keep the topic as it is, and find out who wrote to it", clean(err.Error()))
+				}
+				return errors.New(clean(err.Error()))
+			case !v.Verified:
+				return &exitError{exitDiffers, nil}
+			}
+			return nil
+		},
+	}
+	brokersFlag(c, &brokers)
+	fl := c.Flags()
+	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
+	fl.StringVar(&data, "data", "", "data folder of opstream dev, whose tables to compare")
+	fl.StringVar(&database, "database", "", "SQLite file of the tables (also as sqlite:FILE)")
+	output.add(c)
+	return c
+}
+
+// tablesFile finds the SQLite file. It must be there: opening another one would make empty tables.
+func tablesFile(data, database string) (string, error) {
+	path := database
+	switch {
+	case (data == "") == (database == ""):
+		return "", usage("expected either --data DIR or --database FILE, which say where the tables are")
+	case data != "":
+		path = filepath.Join(data, databaseFile)
+	case strings.Contains(database, ":"):
+		u, err := url.Parse(database)
+		if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql" || u.Scheme == "cockroachdb") {
+			return "", usage("expected --database to be a SQLite file, which is all that this version keeps tables in, but got a URL of %s", u.Scheme)
+		}
+		for _, prefix := range []string{"sqlite://", "sqlite:", "file:"} {
+			path = strings.TrimPrefix(path, prefix)
+		}
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", usage("there are no tables at %s; is it the folder or file that the service was started with?", path)
+	case err != nil:
+		return "", fmt.Errorf("find the tables: %w", err)
+	case !info.Mode().IsRegular():
+		return "", usage("expected the tables' file, but %s is none; --data takes the folder", path)
+	}
+	return path, nil
+}
+
+// counted is a journal that counts what is read of it.
+type counted struct {
+	projector.Journal
+	bar          *progress
+	begun        time.Time
+	total        int64 // records
+	partitions   int
+	events, void int64
+}
+
+// Ends implements projections.Source.
+func (c *counted) Ends(ctx context.Context) (map[int32]int64, error) {
+	ends, err := c.Journal.Ends(ctx)
+	c.partitions, c.total = len(ends), 0
+	for _, end := range ends {
+		c.total += end
+	}
+	return ends, err
+}
+
+// Read implements projections.Source.
+func (c *counted) Read(ctx context.Context, n int32, to int64, show func(projections.Entry) error) (projections.Position, error) {
+	var events int64
+	at, err := c.Journal.Read(ctx, n, to, func(e projections.Entry) error {
+		events++
+		c.events++
+		if c.bar.on() && c.events%1024 == 0 {
+			c.bar.show("%3d%%  %d events, %.0f/s", 100*c.events/max(1, c.total), c.events, float64(c.events)/time.Since(c.begun).Seconds())
+		}
+		return show(e)
+	})
+	c.void += at.Next - min(at.Next, events)
+	return at, err
+}
+
+// verify compares the store with the journal.
+func verify(ctx context.Context, store projections.Store, journal projector.Journal, bar *progress) (verification, error) {
+	source := &counted{Journal: journal, bar: bar, begun: time.Now()}
+	report, err := projections.Verify(ctx, store, source)
+	bar.clear()
+	v := verification{
+		Verified: err == nil && report.OK(), Partitions: source.partitions, Events: source.events, Void: source.void,
+		Operations: report.Operations, Rejections: report.Rejections, Counts: report.Counts,
+		Differing: report.Differing, TookMs: time.Since(source.begun).Milliseconds(),
+	}
+	for n, lag := range report.Lag {
+		if v.Behind == nil {
+			v.Behind = map[string]int64{}
+		}
+		v.Behind[strconv.Itoa(int(n))] = lag
+	}
+	for _, d := range report.Differences {
+		v.Differences = append(v.Differences, difference{
+			Partition: d.Partition, Place: int64(d.Place), Organization: d.Org, ID: string(d.ID), What: d.What, Journal: d.Want, Tables: d.Have,
+		})
+	}
+	return v, err
+}
+
+// show prints the answer for people.
+func (v *verification) show(cmd *cobra.Command) error {
+	out := cmd.OutOrStdout()
+	behind, parts := int64(0), make([]int, 0, len(v.Behind))
+	for n, lag := range v.Behind {
+		behind += lag
+		if n, err := strconv.Atoi(n); err == nil {
+			parts = append(parts, n)
+		}
+	}
+	slices.Sort(parts)
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	rows := newTable(out, "COMPARED", "COUNT")
+	rows.row("partitions", strconv.Itoa(v.Partitions))
+	rows.row("events", number(v.Events))
+	rows.row("void records", number(v.Void))
+	rows.row("operations", number(v.Operations))
+	rows.row("refused commands", number(v.Rejections))
+	rows.row("counts", number(v.Counts))
+	rows.row("differences", number(v.Differing))
+	if err := rows.flush(); err != nil {
+		return err
+	}
+	took := (time.Duration(v.TookMs) * time.Millisecond).String()
+	if v.Verified {
+		fmt.Fprintf(out, "\nverified in %s: the tables are what the journal says\n", took)
+	} else {
+		fmt.Fprintln(out)
+		rows := newTable(out, "PLACE", "ORGANIZATION", "ID", "WHAT", "JOURNAL", "TABLES")
+		for _, d := range v.Differences {
+			at := ""
+			if d.Place >= 0 {
+				at = fmt.Sprintf("%d-%d", d.Partition, d.Place)
+			} else if d.Partition >= 0 {
+				at = strconv.Itoa(int(d.Partition))
+			}
+			rows.row(at, d.Organization, d.ID, d.What, d.Journal, d.Tables)
+		}
+		if err := rows.flush(); err != nil {
+			return err
+		}
+		if more := v.Differing - int64(len(v.Differences)); more > 0 {
+			fmt.Fprintf(out, "and %d more\n", more)
+		}
+		fmt.Fprintf(out, "\nDIFFERENT (found in %s): the tables are not what the journal says; throw them away, they are made again from it\n", took)
+	}
+	if behind > 0 {
+		fmt.Fprintf(out, "the tables are %d records behind the journal, in the partitions %s\n", behind, strings.Trim(fmt.Sprint(parts), "[]"))
+	}
+	return nil
+}
