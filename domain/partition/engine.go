@@ -286,11 +286,14 @@ func (e *Engine) unchanged(c *operation.Command, s operation.Status, now operati
 func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 	if o == nil {
 		if k := e.known.find(hashID(kindOperation, c.Org, string(c.ID))); k != nil {
-			if k.Body != bodyHash(c.Request.Raw) {
+			switch {
+			case k.Status == operation.StatusDeleted && k.Body == 0: // deleted when its request was forgotten already
+				e.refuse(c, &operation.Rejection{Code: operation.WasDeleted, Reason: operation.Reasons[operation.WasDeleted]}, now)
+			case k.Body != bodyHash(c.Request.Raw):
 				e.refuse(c, &operation.Rejection{Code: operation.KeyReused, Reason: operation.Reasons[operation.KeyReused]}, now)
-				return
+			default:
+				e.unchanged(c, k.Status, now)
 			}
-			e.unchanged(c, k.Status, now)
 			return
 		}
 		c.Upstream = e.tail(c.Org, c.Request.DependencyToken)

@@ -1,0 +1,126 @@
+package partition_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/domain/retry"
+)
+
+func submit(id string, offset int64) *operation.Command {
+	q := request("contoso", id, "mail", "", operation.UpstreamRelease, 4, 0)
+	return &operation.Command{
+		Kind: operation.Submit, Org: "contoso", ID: q.ID, Request: q, Cause: operation.Cause{Topic: partition.Requests, Offset: offset},
+	}
+}
+
+// TestReadAgain gives the two answers of the border twice.
+func TestReadAgain(t *testing.T) {
+	e := partition.New(testConfig())
+	c := submit("a", 3)
+	for range 2 {
+		e.Refuse(c, "invalid_request", "for a reason", t0)
+		e.Forward(7, []byte("body"), operation.Cause{Topic: partition.Requests, Offset: 4}, t0)
+	}
+	events := e.Take()
+	if len(events) != 2 || events[0].Kind != operation.Rejected || events[1].Kind != operation.Forwarded {
+		t.Fatalf("expected one rejected and one forwarded, but got %d events", len(events))
+	}
+	if p := e.Positions(); p.Requests != 5 {
+		t.Errorf("expected to read on at 5, but got %+v", p)
+	}
+}
+
+// TestOddConfig gives what a careless configuration and a foreign journal may hold.
+func TestOddConfig(t *testing.T) {
+	cfg := testConfig()
+	cfg.Weight = func(string) int { return -1 }
+	cfg.Policy = func(string) *retry.Policy { return nil }
+	e := partition.New(cfg)
+	for i, priority := range []int8{-128, -1, 9, 10, 127} {
+		c := submit(string(rune('a'+i)), int64(i))
+		c.Request.Priority = priority
+		e.Do(c, t0)
+	}
+	e.Hear(&partition.Heartbeat{Session: "w", Types: []string{"mail"}, Room: 10, Lease: 0}, t0)
+	e.HeardThrough(t0)
+	e.Settle(operation.Cause{Topic: "clock"}, t0)
+	dispatched := 0
+	for _, ev := range e.Take() {
+		if ev.Kind == operation.Dispatched {
+			dispatched++
+		}
+	}
+	if dispatched == 0 {
+		t.Error("expected some to be dispatched, but none was: a lease of nothing must not end the session")
+	}
+	e.Do(&operation.Command{
+		Kind: operation.Fail, Org: "contoso", ID: "e", Attempt: 1, Session: "w", Failure: &operation.Failure{Class: retry.Again},
+		Cause: operation.Cause{Topic: partition.Reports},
+	}, t0)
+	if s := e.State("contoso", "e"); s == nil || s.Status != operation.StatusWaiting {
+		t.Errorf("expected e to wait for its next attempt, but it is %+v", s)
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRetriedUnknown replays a retry by a writer that remembered more failed operations than this engine.
+func TestRetriedUnknown(t *testing.T) {
+	e := partition.New(testConfig())
+	q := request("contoso", "a", "mail", "k", operation.UpstreamRelease, 4, 0)
+	e.Replay(&operation.Event{Kind: operation.Retried, Org: "contoso", ID: "a", At: t0, Request: q}, 10)
+	e.Recovered()
+	if s := e.State("contoso", "a"); s == nil || s.Status != operation.StatusReady || s.ID != "a" || s.RequestedPlace != 10 {
+		t.Errorf("expected a to be ready, but it is %+v", s)
+	}
+	e.Settle(operation.Cause{Topic: "clock"}, t0)
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestEventsOutliveTheStep holds the events of one step against a copy after the engine has gone on, as far as they promise.
+func TestEventsOutliveTheStep(t *testing.T) {
+	e := partition.New(testConfig())
+	e.Hear(&partition.Heartbeat{Session: "w", Types: []string{"mail"}, Room: 10, Lease: time.Hour}, t0)
+	c := submit("a", 0)
+	e.Do(c, t0)
+	e.Settle(c.Cause, t0)
+	fail := &operation.Command{
+		Kind: operation.Fail, Org: "contoso", ID: "a", Attempt: 1, Session: "w", StartedAt: t0, Carry: []byte("carry"),
+		Failure: &operation.Failure{Code: "boom", Class: retry.Again}, Cause: operation.Cause{Topic: partition.Reports},
+	}
+	e.Do(fail, t0)
+	e.Settle(fail.Cause, t0)
+	events := e.Take()
+	var kinds []string
+	for i := range events {
+		kinds = append(kinds, events[i].Kind.String())
+	}
+	if want := "requested dispatched started attempt-failed"; len(kinds) != 4 || kinds[0]+" "+kinds[1]+" "+kinds[2]+" "+kinds[3] != want {
+		t.Fatalf("expected %s, but got %v", want, kinds)
+	}
+	if fail.Failure.Class = retry.Fail; events[3].Failure.Class != retry.Again {
+		t.Error("expected the event to have a failure of its own, but it shares the command's")
+	}
+}
+
+// TestTimesNeverGoBack gives the engine a clock that is set back.
+func TestTimesNeverGoBack(t *testing.T) {
+	e := partition.New(testConfig())
+	e.Do(submit("a", 0), t0+100)
+	e.Do(submit("b", 1), t0)
+	e.Open("w", t0+50)
+	for _, ev := range e.Take() {
+		if ev.At != t0+100 {
+			t.Errorf("expected %s at 100, but got %d", describe(&ev), ev.At-t0)
+		}
+	}
+	if e.Now() != t0+100 {
+		t.Errorf("expected now to be 100, but got %d", e.Now()-t0)
+	}
+}

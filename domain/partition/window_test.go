@@ -1,0 +1,81 @@
+package partition
+
+import (
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/opstream/opstream/domain/operation"
+)
+
+// TestWindow compares the ring with a plain list, also long after it has wrapped around.
+func TestWindow(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		capacity := rapid.IntRange(1, 8).Draw(t, "capacity")
+		w := newWindow(capacity)
+		var all []Known
+		for i, id := range rapid.SliceOfN(rapid.ByteRange(0, 9), 0, 60).Draw(t, "ids") {
+			k := Known{Hash: IDHash{id}, Body: uint64(i), Status: operation.StatusSucceeded}
+			w.add(k)
+			all = append(all, k)
+			last := all[max(0, len(all)-capacity):]
+			for id := range byte(10) {
+				var want *Known
+				for j := range last {
+					if last[j].Hash == (IDHash{id}) {
+						want = &last[j]
+					}
+				}
+				got := w.find(IDHash{id})
+				if (got == nil) != (want == nil) || got != nil && *got != *want {
+					t.Fatalf("after %d entries, capacity %d, id %d: expected %v, but got %v", len(all), capacity, id, want, got)
+				}
+			}
+			if got := w.since(0); !slices.Equal(got, last) {
+				t.Fatalf("expected all entries to be %v, but got %v", last, got)
+			}
+			if i > 2 {
+				since := max(uint64(i-2), uint64(len(all)-len(last)))
+				if got := w.since(uint64(i - 2)); !slices.Equal(got, all[since:]) {
+					t.Fatalf("expected the entries since %d to be %v, but got %v", i-2, all[since:], got)
+				}
+			}
+		}
+		if len(w.newest) > capacity {
+			t.Fatalf("expected at most %d ids, but got %d", capacity, len(w.newest))
+		}
+	})
+}
+
+// TestQueuesForget submits and cancels what nobody serves, under ever new organizations and types: nothing may be left.
+func TestQueuesForget(t *testing.T) {
+	e := New(Config{KnownMax: 16, FailedMax: 4})
+	name := func(i int) string {
+		return string(rune('a'+i%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i/676%26))
+	}
+	for i := range 5000 {
+		q := &operation.Request{ID: operation.ID(name(i)), Organization: name(i), Type: name(i / 2), DependencyToken: name(i), Raw: []byte("{}")}
+		e.Do(&operation.Command{Kind: operation.Submit, Org: q.Organization, ID: q.ID, Request: q, Cause: operation.Cause{Topic: Requests, Offset: int64(2 * i)}}, 1)
+		until := operation.Time(1000 + i)
+		for j, kind := range []operation.CommandKind{operation.Postpone, operation.Resume, operation.Cancel} {
+			e.Do(&operation.Command{Kind: kind, Org: q.Organization, ID: q.ID, Until: until, Cause: operation.Cause{Topic: Signals, Offset: int64(3*i + j)}}, 1)
+		}
+		e.Settle(operation.Cause{Topic: "clock"}, 1)
+		e.Take()
+	}
+	left := 0
+	for _, q := range e.queues {
+		for p := range q.levels {
+			left += len(q.levels[p].turn) + len(q.levels[p].byOrg)
+		}
+	}
+	if len(e.ops)+len(e.chains)+len(e.order)+len(e.timers.entries)+len(e.changed)+len(e.gone)+len(e.settling)+len(e.tied)+left > 0 ||
+		len(e.queues) > queuesKept || cap(e.timers.entries) > 64 || cap(e.settling) > 64 {
+		t.Errorf("expected nothing to be left, but there are %d operations, %d chains, %d queues in order, %d of %d kept with %d organizations, %d timers, %d changed, %d gone",
+			len(e.ops), len(e.chains), len(e.order), len(e.queues), queuesKept, left, len(e.timers.entries), len(e.changed), len(e.gone))
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
