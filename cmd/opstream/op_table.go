@@ -101,7 +101,7 @@ func terminal(w any) int {
 // never becomes narrower from one part to the next.
 type table struct {
 	out    io.Writer
-	width  int // of the terminal; 0: lines may be of any length
+	width  int        // of the terminal; 0: lines may be of any length
 	rows   [][]string // not printed yet; the first of all is the header
 	begun  bool
 	widths []int

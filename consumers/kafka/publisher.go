@@ -140,6 +140,7 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 		}
 		records[i] = record
 	}
+	// detached: a context that ends fails other callers' records of the same batch; the delivery timeout bounds the wait.
 	results := p.client.ProduceSync(context.Background(), records...)
 	if results.FirstErr() == nil {
 		return nil

@@ -210,6 +210,7 @@ func (s *Subscriber) Close() error {
 
 // SubscribeInitialize creates topic if it does not exist, and returns when each of its partitions has a leader.
 func (s *Subscriber) SubscribeInitialize(topic string) error {
+	// detached: Watermill's interface brings no context; the timeout bounds the wait.
 	ctx, cancel := context.WithTimeout(context.Background(), s.config.InitializeTimeout)
 	defer cancel()
 	if err := s.initialize(ctx, topic); err != nil {

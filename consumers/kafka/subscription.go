@@ -171,7 +171,9 @@ func (s *subscription) partition(id int32) *partition {
 func (s *subscription) drain() {
 	s.stop(nil, s.config.DrainTimeout, ErrClosed)
 	if s.config.Group != "" {
+		// detached: what was acknowledged is committed although the subscription's context has ended.
 		s.commit(context.Background())
+		// detached: the same, and the timeout bounds it.
 		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 		if err := s.client.LeaveGroupContext(ctx); err != nil && !errors.Is(err, kgo.ErrClientClosed) {
 			s.config.Logger.LogAttrs(ctx, slog.LevelWarn, "could not leave the group, its other members wait for the session timeout",
@@ -222,6 +224,7 @@ func (s *subscription) stop(ids []int32, grace time.Duration, cause error) {
 	for _, p := range partitions {
 		p.stop()
 	}
+	// detached: the revocation has no context of its own, and the grace bounds it.
 	waiting, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	for _, p := range partitions {

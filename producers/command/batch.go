@@ -147,7 +147,7 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 	}
 	rc := http.NewResponseController(w)
 	// A writer that cannot do these is one of a test, or of HTTP/2, which needs no leave to do both at once.
-	rc.EnableFullDuplex()
+	_ = rc.EnableFullDuplex()
 	w.Header().Set("Content-Type", "application/jsonl")
 	w.WriteHeader(http.StatusOK)
 
@@ -158,11 +158,11 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return fmt.Errorf("encode the answer to line %d: %w", line.Line, err)
 		}
-		out.Write(data)
-		return out.WriteByte('\n')
+		_, err = out.Write(append(data, '\n'))
+		return err
 	}
 	flush := func() error {
-		rc.SetWriteDeadline(time.Now().Add(batchIdle))
+		_ = rc.SetWriteDeadline(time.Now().Add(batchIdle))
 		if err := out.Flush(); err != nil {
 			return err
 		}
@@ -223,20 +223,19 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 		}
 		return write(line)
 	}
-	if err := SubmitAll(r.Context(), s.Journal, s.InFlight, next, emit, flush); err != nil {
+	if SubmitAll(r.Context(), s.Journal, s.InFlight, next, emit, flush) != nil {
 		return nil // the caller has gone, or takes nothing: there is nobody to answer
 	}
+	last := api.BatchLine{Accepted: end.Refused == 0, End: &end}
 	if broken != nil {
-		write(api.BatchLine{Problem: api.ProblemOf(broken)})
-		return endOf(flush())
+		last = api.BatchLine{Problem: api.ProblemOf(broken)}
 	}
 	end.Position = positions(places).String()
-	write(api.BatchLine{Accepted: end.Refused == 0, End: &end})
-	return endOf(flush())
+	if write(last) == nil {
+		_ = flush() // the same
+	}
+	return nil
 }
-
-// endOf drops the error of the last write: the caller has gone.
-func endOf(error) error { return nil }
 
 func positions(places map[int32]operation.Place) api.Positions {
 	var list api.Positions
@@ -272,7 +271,7 @@ type deadlineReader struct {
 }
 
 func (r deadlineReader) Read(p []byte) (int, error) {
-	r.rc.SetReadDeadline(time.Now().Add(batchIdle))
+	_ = r.rc.SetReadDeadline(time.Now().Add(batchIdle))
 	return r.Reader.Read(p)
 }
 

@@ -226,7 +226,7 @@ func TestBatchStreamsBothWays(t *testing.T) {
 	client := &api.Client{Base: server.URL}
 	r, w := io.Pipe()
 	sent := 1
-	go io.WriteString(w, small+"\n")
+	go fmt.Fprintln(w, small)
 	end, err := client.Batch(t.Context(), r, func(l api.BatchLine) error {
 		if !l.Accepted || l.Line != sent {
 			return fmt.Errorf("expected line %d to be accepted, but got %+v", sent, l)
