@@ -1,0 +1,542 @@
+// Package projector reads the journal and keeps a store of projections level with it.
+//
+// One goroutine polls, checks the chain, decodes, folds and writes; while it writes, the client fetches what comes next, so that
+// batches grow with the load by themselves: a record that comes when nothing is under way is written at once, what comes
+// meanwhile is the next batch. After a small batch it waits a moment (Config.Pause), because at low load it is the wake-ups that
+// cost.
+//
+// The journal does not wait for it, and a store that is away does no harm: the projector keeps what it has, tries again, and
+// catches up. What cannot be mended by waiting stops one partition, loudly, and no other: a broken chain, a record that
+// this version cannot read, an event that contradicts the tables. Such a partition stays where it is until the process is
+// started again.
+package projector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/schemas"
+)
+
+// Config says what to project, and how.
+type Config struct {
+	Store projections.Store
+	// Client are the options of the client that reads the journal: seeds, dialer, credentials.
+	Client []kgo.Opt
+	// Topics names the journal. Default: opstream.journal.
+	Topics schemas.Topics
+	// Partitions are the ones to project. Default: all.
+	Partitions []int32
+	// MaxBatch is the greatest number of records in one write. Default: 20000.
+	MaxBatch int
+	// MaxLive is how many operations are remembered between batches. Default: projections.DefaultMaxLive.
+	MaxLive int
+	// Pause is the wait after a small batch; a negative one means none. Default: 5ms.
+	Pause time.Duration
+	// BackoffMin and BackoffMax bound the wait after a failure. Defaults: 100ms and 10s.
+	BackoffMin, BackoffMax time.Duration
+	// OnCommitted is called after each batch by the goroutine that projects; the batch is valid during the call only. Default: none.
+	OnCommitted func(*projections.Batch)
+	// Log. Default: slog.Default().
+	Log *slog.Logger
+}
+
+// small is the size of a batch, in records, after which the projector waits for Config.Pause.
+const small = 256
+
+func (c Config) withDefaults() Config {
+	if c.MaxBatch <= 0 {
+		c.MaxBatch = 20_000
+	}
+	if c.Pause == 0 {
+		c.Pause = 5 * time.Millisecond
+	}
+	if c.BackoffMin <= 0 {
+		c.BackoffMin = 100 * time.Millisecond
+	}
+	if c.BackoffMax <= 0 {
+		c.BackoffMax = 10 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+// Projector keeps a store level with the journal.
+type Projector struct {
+	config Config
+	fold   *projections.Projector
+
+	mu         sync.Mutex
+	partitions map[int32]*partition
+	known      chan struct{} // closed when partitions is filled
+	failing    error         // what the projector is waiting to be over
+	since      time.Time     // when failing began
+}
+
+// partition is what the projector knows of one; the mutex of Projector guards all but chain and at.
+type partition struct {
+	chain   schemas.Chain // read so far
+	at      operation.Time
+	next    int64          // written
+	nextAt  operation.Time // of the last event written
+	end     int64          // of the journal, as far as it is known
+	stopped error
+	waiters map[*waiter]struct{}
+}
+
+type waiter struct {
+	place operation.Place
+	done  chan struct{}
+}
+
+// New makes a projector, which does nothing before Run.
+func New(config Config) (*Projector, error) {
+	if config.Store == nil {
+		return nil, errors.New("expected a store to project into, but there is none; set Config.Store")
+	}
+	for _, p := range config.Partitions {
+		if p < 0 || p > projections.MaxPartition {
+			return nil, fmt.Errorf("expected partitions of 0 to %d, but got %d", projections.MaxPartition, p)
+		}
+	}
+	p := &Projector{config: config.withDefaults(), known: make(chan struct{})}
+	p.fold = projections.NewProjector(config.Store, config.MaxLive)
+	p.fold.OnCommitted = config.OnCommitted
+	return p, nil
+}
+
+// errAgain ends a session whose successor begins at the store's positions.
+var errAgain = errors.New("somebody else wrote to the tables; begin again from their positions")
+
+// Run projects until ctx ends, and then returns nil. It is for one call. Failures of the store or the broker it logs and waits
+// out.
+func (p *Projector) Run(ctx context.Context) error {
+	for wait := p.config.BackoffMin; ctx.Err() == nil; wait = min(2*wait, p.config.BackoffMax) {
+		started := time.Now()
+		err := p.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(started) > p.config.BackoffMax {
+			wait = p.config.BackoffMin
+		}
+		p.config.Log.LogAttrs(ctx, slog.LevelError, "projection is interrupted and begins again", slog.Any("err", err), slog.Duration("wait", wait))
+		p.fails(err)
+		if !sleep(ctx, wait) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// sleep waits, and returns false when ctx ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// fails notes what keeps the projector from its work, nil if nothing does.
+func (p *Projector) fails(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failing == nil && err != nil {
+		p.since = time.Now()
+	}
+	p.failing = err
+}
+
+// session projects from the store's positions on.
+func (p *Projector) session(ctx context.Context) error {
+	topic := p.config.Topics.Journal()
+	// In this order: the tables may move on meanwhile, and must not seem to be ahead of the journal.
+	have, err := p.config.Store.Positions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the positions of the tables: %w", err)
+	}
+	ends, err := p.ends(ctx)
+	if err != nil {
+		return err
+	}
+	from, err := p.begin(ends, have)
+	if err != nil {
+		return err
+	}
+	opts := append([]kgo.Opt{
+		kgo.FetchMaxBytes(16 << 20), kgo.FetchMaxPartitionBytes(2 << 20), kgo.FetchMaxWait(10 * time.Second), kgo.FetchMinBytes(1),
+	}, p.config.Client...)
+	opts = append(opts,
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.KeepControlRecords(),
+	)
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("make a client to read %s: %w", topic, err)
+	}
+	defer client.Close()
+	p.fails(nil)
+	return p.loop(ctx, client, topic)
+}
+
+// ends asks for the end of every partition that is to be projected.
+func (p *Projector) ends(ctx context.Context) (map[int32]int64, error) {
+	j := Journal{Client: p.config.Client, Topics: p.config.Topics}
+	all, err := j.Ends(ctx)
+	if err != nil || p.config.Partitions == nil {
+		return all, err
+	}
+	ends := make(map[int32]int64, len(p.config.Partitions))
+	for _, n := range p.config.Partitions {
+		end, ok := all[n]
+		if !ok {
+			return nil, fmt.Errorf("expected partition %d in the journal, but it has only %d; check the projector's configuration", n, len(all))
+		}
+		ends[n] = end
+	}
+	return ends, nil
+}
+
+// begin takes the store's positions and returns where to read.
+func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (map[int32]kgo.Offset, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := make(map[int32]projections.Position, len(have))
+	for _, h := range have {
+		at[h.Partition] = h
+	}
+	first := p.partitions == nil
+	if first {
+		p.partitions = make(map[int32]*partition, len(ends))
+	}
+	from := make(map[int32]kgo.Offset, len(ends))
+	for n, end := range ends {
+		part := p.partitions[n]
+		if part == nil {
+			part = &partition{waiters: map[*waiter]struct{}{}}
+			p.partitions[n] = part
+		}
+		part.chain = schemas.Chain{}
+		h := at[n]
+		if h.Next > 0 {
+			if err := part.chain.UnmarshalText(h.Chain); err != nil {
+				return nil, fmt.Errorf("read the position of partition %d: %w; rebuild the tables", n, err)
+			}
+			if part.chain.Next != h.Next {
+				return nil, fmt.Errorf("expected the chain of partition %d to continue at offset %d, where the tables stand, but it does at %d; rebuild the tables", n, h.Next, part.chain.Next)
+			}
+		}
+		part.at = h.At
+		part.next, part.nextAt, part.end = h.Next, h.At, max(end, part.end)
+		part.wake()
+		if h.Next > end {
+			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; rebuild the tables", h.Next, end))
+		}
+		if part.stopped == nil {
+			from[n] = kgo.NewOffset().At(h.Next)
+		}
+	}
+	if first {
+		close(p.known)
+	}
+	return from, nil
+}
+
+// stop ends the projection of one partition; the lock is held.
+func (p *Projector) stop(n int32, part *partition, err error) {
+	if part.stopped != nil {
+		return
+	}
+	part.stopped = err
+	for w := range part.waiters {
+		close(w.done)
+	}
+	clear(part.waiters)
+	p.config.Log.Error("projection of a partition has STOPPED; the others go on", slog.Int("partition", int(n)), slog.Int64("offset", part.chain.Next), slog.Any("err", err))
+}
+
+// wake tells those who wait for what is written; the lock is held.
+func (part *partition) wake() {
+	for w := range part.waiters {
+		if int64(w.place) < part.next {
+			close(w.done)
+			delete(part.waiters, w)
+		}
+	}
+}
+
+// batch is what was read and is not written yet.
+type batch struct {
+	entries   []projections.Entry
+	positions []projections.Position
+}
+
+func (p *Projector) loop(ctx context.Context, client *kgo.Client, topic string) error {
+	var b batch
+	for {
+		fetches := client.PollRecords(ctx, p.config.MaxBatch)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if fetches.IsClientClosed() {
+			return errors.New("the client that reads the journal was closed")
+		}
+		b.entries, b.positions = b.entries[:0], b.positions[:0]
+		records := 0
+		var failed error
+		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+			if f.Err != nil {
+				failed = errors.Join(failed, p.faulty(client, topic, f.Partition, f.Err))
+			}
+			records += len(f.Records)
+			p.read(client, topic, f, &b)
+		})
+		if len(b.positions) > 0 {
+			if err := p.write(ctx, client, topic, &b); err != nil {
+				return err
+			}
+		}
+		if failed != nil {
+			return failed
+		}
+		clear(b.entries) // requests must not be kept by a buffer
+		if records < small && p.config.Pause > 0 && !sleep(ctx, p.config.Pause) {
+			return ctx.Err()
+		}
+	}
+}
+
+// faulty deals with an error that the client does not deal with itself, and returns it if the session must end.
+func (p *Projector) faulty(client *kgo.Client, topic string, n int32, err error) error {
+	if errors.Is(err, kerr.OffsetOutOfRange) {
+		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: %w; rebuild the tables from a complete journal", err))
+		return nil
+	}
+	return fmt.Errorf("read partition %d of %s: %w", n, topic, err)
+}
+
+// halt stops a partition and its fetching.
+func (p *Projector) halt(client *kgo.Client, topic string, n int32, err error) {
+	client.PauseFetchPartitions(map[string][]int32{topic: {n}})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stop(n, p.partitions[n], err)
+}
+
+// read checks and decodes the records of one partition.
+func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicPartition, b *batch) {
+	if len(f.Records) == 0 {
+		return
+	}
+	p.mu.Lock()
+	part := p.partitions[f.Partition]
+	stopped := part.stopped != nil
+	part.end = max(part.end, f.HighWatermark)
+	p.mu.Unlock()
+	if stopped {
+		return
+	}
+	before := part.chain.Next
+	for _, rec := range f.Records {
+		entry, ok, err := judge(&part.chain, rec)
+		if err != nil {
+			p.halt(client, topic, f.Partition, err)
+			break
+		}
+		if ok {
+			part.at = entry.Event.At
+			b.entries = append(b.entries, entry)
+		}
+	}
+	if part.chain.Next > before {
+		b.positions = append(b.positions, position(f.Partition, &part.chain, part.at))
+	}
+}
+
+// judge returns the event of a record that is valid. On an error the chain stands before the record.
+func judge(chain *schemas.Chain, rec *kgo.Record) (entry projections.Entry, valid bool, err error) {
+	before := *chain
+	if rec.Attrs.IsControl() {
+		if rec.Offset >= chain.Next {
+			chain.Next = rec.Offset + 1
+		}
+		return entry, false, nil
+	}
+	verdict, err := chain.Check(rec)
+	if err != nil || verdict != schemas.Valid {
+		return entry, false, err
+	}
+	event, err := schemas.DecodeEvent(rec)
+	if err != nil {
+		*chain = before
+		return entry, false, fmt.Errorf("read the event at offset %d: %w; run the version of opstream that wrote it, or a newer one", rec.Offset, err)
+	}
+	return projections.Entry{Partition: rec.Partition, Place: operation.Place(rec.Offset), Event: event}, true, nil
+}
+
+func position(n int32, chain *schemas.Chain, at operation.Time) projections.Position {
+	return projections.Position{Partition: n, Next: chain.Next, Chain: []byte(chain.String()), At: at}
+}
+
+// write tries until the batch is written or ctx ends. Only another writer ends it otherwise.
+func (p *Projector) write(ctx context.Context, client *kgo.Client, topic string, b *batch) error {
+	for wait := p.config.BackoffMin; ; wait = min(2*wait, p.config.BackoffMax) {
+		err := p.fold.Project(ctx, b.entries, b.positions)
+		if err == nil {
+			p.written(b.positions)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var moved *projections.PositionError
+		var unknown *projections.UnknownOperationError
+		switch {
+		case errors.As(err, &moved):
+			return errors.Join(errAgain, err)
+		case errors.As(err, &unknown):
+			// The others of the batch are written, and nothing of this partition.
+			p.halt(client, topic, unknown.Partition, err)
+			b.drop(unknown.Partition)
+			wait = p.config.BackoffMin
+			continue
+		}
+		p.fails(err)
+		p.config.Log.LogAttrs(ctx, slog.LevelError, "the tables cannot be written; the journal goes on, and so will this",
+			slog.Int("events", len(b.entries)), slog.Any("err", err), slog.Duration("wait", wait))
+		if !sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
+
+// drop takes everything of a partition out of the batch.
+func (b *batch) drop(n int32) {
+	entries, positions := b.entries[:0], b.positions[:0]
+	for _, e := range b.entries {
+		if e.Partition != n {
+			entries = append(entries, e)
+		}
+	}
+	for _, at := range b.positions {
+		if at.Partition != n {
+			positions = append(positions, at)
+		}
+	}
+	b.entries, b.positions = entries, positions
+}
+
+// written notes that the tables have everything before these positions: by this batch, or because somebody else was faster.
+func (p *Projector) written(positions []projections.Position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failing = nil
+	for _, at := range positions {
+		part := p.partitions[at.Partition]
+		if at.Next > part.next {
+			part.next, part.nextAt, part.end = at.Next, at.At, max(part.end, at.Next)
+			part.wake()
+		}
+	}
+}
+
+// WaitFor returns when the tables have the event at this place, so that who has caused it reads what they wrote. It fails when ctx
+// ends, or when the partition is not projected here or not any more.
+func (p *Projector) WaitFor(ctx context.Context, n int32, place operation.Place) error {
+	select {
+	case <-p.known:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for offset %d of partition %d: the projector has not begun: %w", place, n, context.Cause(ctx))
+	}
+	p.mu.Lock()
+	part := p.partitions[n]
+	if part == nil {
+		p.mu.Unlock()
+		return fmt.Errorf("expected a partition that is projected here, but got %d", n)
+	}
+	if int64(place) < part.next {
+		p.mu.Unlock()
+		return nil
+	}
+	if err := part.stopped; err != nil {
+		p.mu.Unlock()
+		return fmt.Errorf("wait for offset %d of partition %d, whose projection has stopped: %w", place, n, err)
+	}
+	w := &waiter{place, make(chan struct{})}
+	part.waiters[w] = struct{}{}
+	p.mu.Unlock()
+	var ended error
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		ended = context.Cause(ctx)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(part.waiters, w)
+	switch {
+	case int64(place) < part.next:
+		return nil
+	case part.stopped != nil:
+		return fmt.Errorf("wait for offset %d of partition %d, whose projection has stopped: %w", place, n, part.stopped)
+	default:
+		return fmt.Errorf("wait for offset %d of partition %d, which stands at %d: %w", place, n, part.next, ended)
+	}
+}
+
+// Status is how far the projector is.
+type Status struct {
+	Partitions []PartitionStatus
+	Lag        int64         // offsets, over all partitions
+	Age        time.Duration // the greatest
+	Failing    error         // what it waits to be over, nil if nothing
+	Since      time.Time     // since when it fails
+}
+
+// PartitionStatus is how far the projector is in one partition.
+type PartitionStatus struct {
+	Partition int32
+	Next      int64         // first offset that the tables do not have
+	End       int64         // of the journal, as far as the projector has seen it
+	Lag       int64         // End - Next
+	Age       time.Duration // of the last event in the tables while they are behind, 0 when they are level
+	Stopped   error         // why this partition is not projected any more
+}
+
+// Status tells how far the projector is. It asks nobody.
+func (p *Projector) Status() Status {
+	now := operation.TimeOf(time.Now())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Status{Failing: p.failing, Since: p.since, Partitions: make([]PartitionStatus, 0, len(p.partitions))}
+	if s.Failing == nil {
+		s.Since = time.Time{}
+	}
+	for n, part := range p.partitions {
+		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Stopped: part.stopped}
+		if ps.Lag > 0 && part.nextAt != 0 {
+			ps.Age = max(now.Sub(part.nextAt), 0)
+		}
+		s.Lag += ps.Lag
+		s.Age = max(s.Age, ps.Age)
+		s.Partitions = append(s.Partitions, ps)
+	}
+	sortByPartition(s.Partitions)
+	return s
+}
