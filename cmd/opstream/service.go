@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -72,6 +71,7 @@ type service struct {
 	scheduler *scheduler.Scheduler
 	worker    *worker.Worker
 	query     *query.Query
+	feed      *query.Feed
 }
 
 func (c *serviceConfig) has(role string) bool { return slices.Contains(c.roles, role) }
@@ -144,12 +144,12 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 }
 
 func (s *service) startProjector(client []kgo.Opt) error {
-	feed := query.NewFeed()
+	s.feed = query.NewFeed()
 	var err error
 	s.projector, err = projector.New(projector.Config{
 		Store: s.store, Client: client, Topics: s.cfg.topics, Log: s.cfg.log,
 		OnCommitted: func(b *projections.Batch) {
-			feed.PublishBatch(b)
+			s.feed.PublishBatch(b)
 			if s.cfg.onCommitted != nil {
 				s.cfg.onCommitted(b)
 			}
@@ -158,7 +158,7 @@ func (s *service) startProjector(client []kgo.Opt) error {
 	if err != nil {
 		return err
 	}
-	s.query = query.New(query.Config{Store: s.store, Progress: query.Projected{Projector: s.projector}, Feed: feed, Status: s.status})
+	s.query = query.New(query.Config{Store: s.store, Progress: query.Projected{Projector: s.projector}, Feed: s.feed, Status: s.status})
 	s.group.start(roleProjector, s.projector.Run)
 	return nil
 }
@@ -187,10 +187,8 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 		return fmt.Errorf("cannot listen for the API, choose another address with --listen: %w", err)
 	}
 	s.url = "http://" + listener.Addr().String()
-	server := &http.Server{
-		Handler: api.Handler(s.cfg.log, routes...), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.cfg.log.Handler(), slog.LevelWarn),
-	}
+	server := api.NewServer(s.cfg.listen, api.Handler(s.cfg.log, routes...))
+	server.ErrorLog = slog.NewLogLogger(s.cfg.log.Handler(), slog.LevelWarn)
 	s.group.start(roleAPI, func(ctx context.Context) error {
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(listener) }()
@@ -200,6 +198,7 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 		case <-ctx.Done():
 		}
 		// Streams never end by themselves; ordinary requests get a moment.
+		s.feed.Close()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if server.Shutdown(closing) != nil {

@@ -35,17 +35,16 @@ type actor struct {
 	wake chan struct{} // holds one token when there is something to look at
 
 	mu       sync.Mutex
-	inputs   []*kgo.Record
+	reports  inputs // and signals: they end work that is under way
+	requests inputs // begin new work
 	beats    []heard
 	acks     []ack
 	signaled []operation.Place // whose signals are on the log
 	heard    operation.Time
-	paused   bool // too many inputs wait: their partitions are not fetched
 
 	spare struct { // the other halves of double buffers
-		inputs []*kgo.Record
-		beats  []heard
-		acks   []ack
+		beats []heard
+		acks  []ack
 	}
 }
 
@@ -201,13 +200,17 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs. It returns true when the partition must not be fetched until fetcher.resume. The fetcher
-// calls it.
-func (a *actor) give(_ string, records []*kgo.Record) (pause bool) {
+// give takes fetched inputs. It returns true when the topic's partition must not be fetched until fetcher.resume. The
+// fetcher calls it.
+func (a *actor) give(topic string, records []*kgo.Record) (pause bool) {
 	a.mu.Lock()
-	a.inputs = append(a.inputs, records...)
-	if len(a.inputs) > a.s.cfg.QueueMax {
-		a.paused, pause = true, true
+	q := &a.reports
+	if topic == a.s.cfg.Topics.Requests() {
+		q = &a.requests
+	}
+	q.waiting = append(q.waiting, records...)
+	if len(q.waiting) > a.s.cfg.QueueMax {
+		q.paused, pause = true, true
 	}
 	a.mu.Unlock()
 	a.signal()

@@ -188,8 +188,15 @@ func (f *fetcher) forget(p int32) {
 }
 
 // resume lets a partition's inputs be fetched again.
-func (f *fetcher) resume(p int32) {
-	f.do(func() { f.client.ResumeFetchPartitions(f.inputs(p)) })
+func (f *fetcher) resume(p int32, reports, requests bool) {
+	again := map[string][]int32{}
+	if reports {
+		again[f.cfg.Topics.Reports()], again[f.cfg.Topics.Signals()] = []int32{p}, []int32{p}
+	}
+	if requests {
+		again[f.cfg.Topics.Requests()] = []int32{p}
+	}
+	f.do(func() { f.client.ResumeFetchPartitions(again) })
 }
 
 // askSilence finds out, off the polling goroutine, where the heartbeats' log ends now. When it is read to there, the actors

@@ -10,33 +10,59 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// takeInputs decides all inputs that wait, in the order in which they were fetched, as far as the room for appends allows.
-func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) {
-	a.mu.Lock()
-	inputs := a.inputs
-	room := a.s.cfg.InFlightMax - len(a.flying)
-	if len(inputs) > room {
-		a.inputs = append(a.spare.inputs[:0], inputs[room:]...)
-		clear(inputs[room:])
-		inputs = inputs[:room]
-		a.signal()
+// inputs are records that wait to be decided, in the order in which they were fetched; the actor's mutex guards it.
+type inputs struct {
+	waiting []*kgo.Record
+	spare   []*kgo.Record // the other half of the double buffer
+	paused  bool          // too many wait: the topic's partition is not fetched
+}
+
+// take removes the first n at most. It returns resume when fetching may go on, and more when some are left.
+func (q *inputs) take(n, queueMax int) (records []*kgo.Record, resume, more bool) {
+	records = q.waiting
+	if more = len(records) > n; more {
+		records = records[:n:n]
+		q.waiting = q.waiting[n:]
 	} else {
-		a.inputs = a.spare.inputs[:0]
+		q.waiting, q.spare = q.spare[:0], nil
 	}
-	a.spare.inputs = nil
-	resume := a.paused && len(a.inputs) <= a.s.cfg.QueueMax/2
-	if resume {
-		a.paused = false
+	if resume = q.paused && len(q.waiting) <= queueMax/2; resume {
+		q.paused = false
+	}
+	return records, resume, more
+}
+
+// requestsAtOnce is how many requests are decided before reports are looked at again: a flood of new work must not keep
+// what is under way from ending.
+const requestsAtOnce = 512
+
+// takeInputs decides inputs that wait, as far as the room for appends allows: reports and signals first.
+func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) {
+	room := a.s.cfg.InFlightMax - len(a.flying)
+	a.mu.Lock()
+	reports, resumeReports, moreReports := a.reports.take(room, a.s.cfg.QueueMax)
+	requests, resumeRequests, moreRequests := a.requests.take(min(requestsAtOnce, max(room-len(reports), 0)), a.s.cfg.QueueMax)
+	a.mu.Unlock()
+	if resumeReports || resumeRequests {
+		a.s.fetch.resume(a.p, resumeReports, resumeRequests)
+	}
+	if moreReports || moreRequests {
+		a.signal()
+	}
+	for _, records := range [][]*kgo.Record{reports, requests} {
+		for i, rec := range records {
+			*cause = a.input(ctx, rec, t)
+			records[i] = nil
+		}
+	}
+	a.mu.Lock()
+	if !moreReports {
+		a.reports.spare = reports[:0]
+	}
+	if !moreRequests {
+		a.requests.spare = requests[:0]
 	}
 	a.mu.Unlock()
-	if resume {
-		a.s.fetch.resume(a.p)
-	}
-	for i, rec := range inputs {
-		*cause = a.input(ctx, rec, t)
-		inputs[i] = nil
-	}
-	a.spare.inputs = inputs[:0]
 }
 
 // input decides one record and returns it as the cause of what follows.

@@ -37,7 +37,7 @@ type Config struct {
 	CheckpointEvents int
 	// InFlightMax is the number of events of one partition that may be unacknowledged. Default 16 384.
 	InFlightMax int
-	// QueueMax is the number of inputs of one partition that may wait in memory. Default 32 768.
+	// QueueMax is the number of requests, and of reports, of one partition that may wait in memory. Default 8192.
 	QueueMax int
 	Logger   *slog.Logger // Default slog.Default()
 }
@@ -59,7 +59,7 @@ func (c Config) withDefaults() Config {
 		c.InFlightMax = 16_384
 	}
 	if c.QueueMax == 0 {
-		c.QueueMax = 32_768
+		c.QueueMax = 8192
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

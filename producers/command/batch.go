@@ -223,8 +223,8 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 		}
 		return write(line)
 	}
-	if SubmitAll(r.Context(), s.Journal, s.InFlight, next, emit, flush) != nil {
-		return nil // the caller has gone, or takes nothing: there is nobody to answer
+	if err := SubmitAll(r.Context(), s.Journal, s.InFlight, next, emit, flush); err != nil {
+		return fmt.Errorf("answer a batch, whose caller has gone or takes nothing: %w", err)
 	}
 	last := api.BatchLine{Accepted: end.Refused == 0, End: &end}
 	if broken != nil {

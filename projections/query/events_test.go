@@ -1,0 +1,324 @@
+package query_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/internal/api/apitest"
+	"github.com/opstream/opstream/projections/query"
+)
+
+// listen opens a stream over a real connection and returns its events.
+func listen(t *testing.T, w *world, server *httptest.Server, filter url.Values, lastEventID string) <-chan api.ServerEvent {
+	t.Helper()
+	events := make(chan api.ServerEvent)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer close(events)
+		c := &api.Client{Base: server.URL}
+		_ = c.Events(ctx, filter, lastEventID, func(e api.ServerEvent) error {
+			switch e.Name {
+			case "operation":
+				w.contract.Valid(t, "Change", e.Data)
+			case "counts":
+				w.contract.Valid(t, "Counts", e.Data)
+			}
+			select {
+			case events <- e:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return events
+}
+
+// serve starts a server that is closed after the streams that are opened later.
+func serve(t *testing.T, h http.Handler) *httptest.Server {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server
+}
+
+func change(t *testing.T, e api.ServerEvent) api.Change {
+	t.Helper()
+	var c api.Change
+	if err := json.Unmarshal(e.Data, &c); err != nil || e.Name != "operation" || e.ID == "" {
+		t.Fatalf("expected a change, but got %s %s %s", e.Name, e.ID, e.Data)
+	}
+	return c
+}
+
+func TestChangesAreHeard(t *testing.T) {
+	w := newWorld(t)
+	server := serve(t, w.h)
+	// The last id of nothing gets a reset, which also says that the listener is there.
+	all := listen(t, w, server, nil, "nothing-1")
+	if e := <-all; e.Name != "reset" {
+		t.Fatalf("expected a reset, but got %s", e.Name)
+	}
+	one := listen(t, w, server, url.Values{"organization": {"acme"}, "id": {"b"}}, "nothing-1")
+	<-one
+	other := listen(t, w, server, url.Values{"organization": {"other"}}, "nothing-1")
+	<-other
+
+	w.simple("a", "import")
+	w.simple("b", "import", operation.Command{Kind: operation.Pause})
+	w.submit(1, `{"id":"b","organization":"other","type":"import"}`)
+
+	var got []string
+	for range 4 {
+		c := change(t, <-all)
+		got = append(got, c.Organization+"/"+c.ID+" "+c.Status+" "+c.Wait)
+	}
+	if want := "acme/a ready resources, acme/b ready resources, acme/b waiting paused, other/b ready resources"; strings.Join(got, ", ") != want {
+		t.Errorf("expected %s, but got %s", want, strings.Join(got, ", "))
+	}
+	if c := change(t, <-one); c.ID != "b" || c.Status != "ready" {
+		t.Errorf("expected b only, but got %+v", c)
+	}
+	if c := change(t, <-one); c.ID != "b" || c.Status != "waiting" || c.Position != "0-2" {
+		t.Errorf("expected b only, but got %+v", c)
+	}
+	if c := change(t, <-other); c.Organization != "other" {
+		t.Errorf("expected organization other only, but got %+v", c)
+	}
+}
+
+// Who comes back hears what it has missed, once, and nothing else.
+func TestListeningAgain(t *testing.T) {
+	w := newWorld(t)
+	server := serve(t, w.h)
+	w.simple("a", "import")
+	events := listen(t, w, server, nil, "nothing-1")
+	reset := <-events
+	w.simple("b", "import")
+	b := <-events
+	w.simple("c", "import")
+	w.simple("d", "import")
+
+	again := listen(t, w, server, nil, b.ID)
+	if c, d := change(t, <-again), change(t, <-again); c.ID != "c" || d.ID != "d" {
+		t.Errorf("expected c and d, but got %s and %s", c.ID, d.ID)
+	}
+	fromReset := listen(t, w, server, nil, reset.ID)
+	if c := change(t, <-fromReset); c.ID != "b" {
+		t.Errorf("expected b, which came after the reset, but got %s", c.ID)
+	}
+}
+
+func TestLastEventIDsThatCannotBe(t *testing.T) {
+	f := query.NewFeed()
+	f.Publish([]api.Change{{ID: "a"}})
+	sub := f.Subscribe(query.Interest{})
+	known := sub.Take().At // of this feed, after one change
+	epoch, _, _ := strings.Cut(known, "-")
+	for id, reset := range map[string]bool{
+		known: false, epoch + "-0": false, epoch + "-2": true, epoch + "--1": true, epoch + "-": true, epoch: true, "other-1": true,
+		epoch + "-18446744073709551615": true, epoch + "-18446744073709551616": true, strings.Repeat("x", 10<<10): true,
+	} {
+		if taken := f.Subscribe(query.Interest{LastEventID: id}).Take(); taken.Reset != reset {
+			t.Errorf("%.40s: expected reset %v, but got %v", id, reset, taken.Reset)
+		}
+	}
+}
+
+// The ring forgets, and who is further behind than that or than a buffer is told to read again.
+func TestTheRingForgets(t *testing.T) {
+	f := query.NewFeed()
+	publish := func(n int) {
+		for range n {
+			f.Publish([]api.Change{{Organization: "acme", ID: "a"}})
+		}
+	}
+	start := f.Subscribe(query.Interest{}).Take().At
+	publish(1000)
+	if taken := f.Subscribe(query.Interest{LastEventID: start}).Take(); taken.Reset || len(taken.Items) != 1000 || taken.Items[0].Seq != 1 {
+		t.Errorf("expected 1000 changes, but got %d, reset %v", len(taken.Items), taken.Reset)
+	}
+	publish(1000)
+	if taken := f.Subscribe(query.Interest{LastEventID: start}).Take(); !taken.Reset || len(taken.Items) != 0 || taken.Err != nil {
+		t.Errorf("expected a reset instead of more than a buffer, but got %d, reset %v, %v", len(taken.Items), taken.Reset, taken.Err)
+	}
+	middle := f.Subscribe(query.Interest{}).Take().At
+	publish(8192)
+	if taken := f.Subscribe(query.Interest{LastEventID: middle, Organization: "other"}).Take(); taken.Reset {
+		t.Error("expected the ring to reach back 8192 changes")
+	}
+	publish(1)
+	if taken := f.Subscribe(query.Interest{LastEventID: middle, Organization: "other"}).Take(); !taken.Reset {
+		t.Error("expected a reset after 8193 changes")
+	}
+}
+
+// slowWriter takes nothing until it is let.
+type slowWriter struct {
+	header  http.Header
+	written chan string
+}
+
+func (w *slowWriter) Header() http.Header { return w.header }
+func (w *slowWriter) WriteHeader(int)     {}
+func (w *slowWriter) Write(b []byte) (int, error) {
+	w.written <- string(b)
+	return len(b), nil
+}
+
+// A client that does not read is dropped and told so; the feed and the others do not wait for it.
+func TestASlowClientIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := query.NewFeed()
+		q := query.New(query.Config{Feed: feed, Progress: newLevel()})
+		h := apitest.Load(t, "query").Handler(t, q.Routes())
+		slow := &slowWriter{header: http.Header{}, written: make(chan string)}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			h.ServeHTTP(slow, httptest.NewRequestWithContext(t.Context(), "GET", "/v1/events", nil))
+		}()
+		if hello := <-slow.written; !strings.HasPrefix(hello, "retry:") {
+			t.Errorf("expected the time to come back after, but got %q", hello)
+		}
+		synctest.Wait()
+		feed.Publish([]api.Change{{ID: "first"}})
+		synctest.Wait() // it is stuck in writing this
+		quick := feed.Subscribe(query.Interest{})
+		for i := range 1025 {
+			feed.Publish([]api.Change{{ID: fmt.Sprint(i)}})
+			if taken := quick.Take(); len(taken.Items) != 1 || taken.Err != nil {
+				t.Fatalf("expected the quick one to hear everything, but got %d, %v", len(taken.Items), taken.Err)
+			}
+		}
+		if first := <-slow.written; !strings.Contains(first, `"id":"first"`) {
+			t.Errorf("expected the first change, but got %q", first)
+		}
+		if last := <-slow.written; !strings.HasPrefix(last, "event: dropped\n") || !strings.Contains(last, "did not keep up") {
+			t.Errorf("expected the final event, but got %q", last)
+		}
+		<-done
+	})
+}
+
+// A silent stream shows that it lives, and moves the last event id forward.
+func TestHeartbeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := query.NewFeed()
+		q := query.New(query.Config{Feed: feed, Progress: newLevel(), Heartbeat: 15 * time.Second})
+		h := apitest.Load(t, "query").Handler(t, q.Routes())
+		w := &slowWriter{header: http.Header{}, written: make(chan string)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/v1/events?organization=quiet", nil))
+		}()
+		<-w.written
+		began := time.Now()
+		feed.Publish([]api.Change{{Organization: "loud", ID: "a"}})
+		beat := <-w.written
+		if time.Since(began) != 15*time.Second || !strings.HasSuffix(beat, ": alive\n\n") || !strings.Contains(beat, "-1\n") {
+			t.Errorf("expected a comment with the feed's last id after 15 s, but got %q after %s", beat, time.Since(began))
+		}
+		cancel()
+		<-done
+	})
+}
+
+// Counts come at the beginning, then when something has changed, and not more often than every second.
+func TestCountsAreHeard(t *testing.T) {
+	w := newWorld(t)
+	server := serve(t, w.h)
+	w.simple("a", "import")
+	events := listen(t, w, server, url.Values{"events": {"counts"}}, "")
+	total := func() int64 {
+		e := <-events
+		var c api.Counts
+		if err := json.Unmarshal(e.Data, &c); err != nil || e.Name != "counts" {
+			t.Fatalf("expected counts, but got %s %s", e.Name, e.Data)
+		}
+		return c.Total
+	}
+	if n := total(); n != 1 {
+		t.Errorf("expected 1, but got %d", n)
+	}
+	first := time.Now()
+	w.simple("b", "import")
+	w.simple("c", "import")
+	if n := total(); n != 3 || time.Since(first) < 800*time.Millisecond {
+		t.Errorf("expected 3 after a second, but got %d after %s", n, time.Since(first))
+	}
+}
+
+func TestListenersAreBounded(t *testing.T) {
+	w := newWorld(t) // of three
+	server := serve(t, w.h)
+	for range 3 {
+		<-listen(t, w, server, nil, "nothing-1")
+	}
+	p := w.get("/v1/events").Problem(t)
+	if p.Code != api.TooManyListeners || !p.Retryable {
+		t.Errorf("expected too_many_listeners, but got %+v", p)
+	}
+}
+
+func TestAStoppingProcessSaysGoodbye(t *testing.T) {
+	w := newWorld(t)
+	server := serve(t, w.h)
+	events := listen(t, w, server, nil, "nothing-1")
+	<-events
+	byID := w.feed.Subscribe(query.Interest{Organization: "acme", ID: "a"})
+	w.feed.Close()
+	if e := <-events; e.Name != "dropped" {
+		t.Errorf("expected dropped, but got %s", e.Name)
+	}
+	if _, more := <-events; more {
+		t.Error("expected the stream to end")
+	}
+	if err := byID.Take().Err; !errors.Is(err, query.ErrClosed) {
+		t.Errorf("expected the end, but got %v", err)
+	}
+	if err := w.feed.Subscribe(query.Interest{}).Take().Err; !errors.Is(err, query.ErrClosed) {
+		t.Errorf("expected the end at once, but got %v", err)
+	}
+}
+
+func TestEventsRefuseWhatCannotBe(t *testing.T) {
+	w := newWorld(t)
+	for query, field := range map[string]string{
+		"id=a": "organization", "events=all": "events", "events=": "events", "events=operation,counts,x": "events",
+		"events=counts&organization=acme&id=a": "events", "after=0-1": "after",
+	} {
+		if p := w.get("/v1/events?" + query).Problem(t); p.Status != 400 || p.Field != field {
+			t.Errorf("%s: expected 400 for %s, but got %+v", query, field, p)
+		}
+	}
+}
+
+func BenchmarkPublish(b *testing.B) {
+	f := query.NewFeed()
+	for range 3 {
+		f.Subscribe(query.Interest{SignalOnly: true})
+	}
+	batch := make([]api.Change, 1000)
+	for i := range batch {
+		batch[i] = api.Change{Organization: "acme", ID: fmt.Sprint(i), Type: "import", Standing: api.StandingOf(operation.StatusReady)}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		f.Publish(batch)
+	}
+}
