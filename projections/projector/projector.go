@@ -42,6 +42,9 @@ type Config struct {
 	MaxLive int
 	// Pause is the wait after a small batch; a negative one means none. Default: 5ms.
 	Pause time.Duration
+	// BusyPause is the wait after a larger one, so that under load batches are large, which makes them cheap; a negative one
+	// means none. Default: 50ms.
+	BusyPause time.Duration
 	// BackoffMin and BackoffMax bound the wait after a failure. Defaults: 100ms and 10s.
 	BackoffMin, BackoffMax time.Duration
 	// OnCommitted is called after each batch by the goroutine that projects; the batch is valid during the call only. Default: none.
@@ -50,8 +53,13 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// small is the size of a batch, in records, after which the projector waits for Config.Pause.
-const small = 256
+const (
+	// small is the size of a batch, in records, up to which the projector waits for Config.Pause and not for BusyPause.
+	small = 256
+	// gather is how long a busy projector waits for what was written during its pause: the client holds what it fetched
+	// before, and fetches the rest only when that is taken.
+	gather = 10 * time.Millisecond
+)
 
 func (c Config) withDefaults() Config {
 	if c.MaxBatch <= 0 {
@@ -59,6 +67,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Pause == 0 {
 		c.Pause = 5 * time.Millisecond
+	}
+	if c.BusyPause == 0 {
+		c.BusyPause = 50 * time.Millisecond
 	}
 	if c.BackoffMin <= 0 {
 		c.BackoffMin = 100 * time.Millisecond
@@ -289,24 +300,20 @@ type batch struct {
 
 func (p *Projector) loop(ctx context.Context, client *kgo.Client, topic string) error {
 	var b batch
+	busy := false
 	for {
-		fetches := client.PollRecords(ctx, p.config.MaxBatch)
+		b.entries, b.positions = b.entries[:0], b.positions[:0]
+		records, failed := p.poll(ctx, client, topic, p.config.MaxBatch, &b)
+		if busy && failed == nil && records < p.config.MaxBatch {
+			more, cancel := context.WithTimeout(ctx, gather)
+			var n int
+			n, failed = p.poll(more, client, topic, p.config.MaxBatch-records, &b)
+			records += n
+			cancel()
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if fetches.IsClientClosed() {
-			return errors.New("the client that reads the journal was closed")
-		}
-		b.entries, b.positions = b.entries[:0], b.positions[:0]
-		records := 0
-		var failed error
-		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-			if f.Err != nil {
-				failed = errors.Join(failed, p.faulty(client, topic, f.Partition, f.Err))
-			}
-			records += len(f.Records)
-			p.read(client, topic, f, &b)
-		})
 		if len(b.positions) > 0 {
 			if err := p.write(ctx, client, topic, &b); err != nil {
 				return err
@@ -316,10 +323,34 @@ func (p *Projector) loop(ctx context.Context, client *kgo.Client, topic string) 
 			return failed
 		}
 		clear(b.entries) // requests must not be kept by a buffer
-		if records < small && p.config.Pause > 0 && !sleep(ctx, p.config.Pause) {
+		busy = records > small
+		pause := p.config.Pause
+		if busy {
+			pause = p.config.BusyPause
+		}
+		if records < p.config.MaxBatch/2 && pause > 0 && !sleep(ctx, pause) {
 			return ctx.Err()
 		}
 	}
+}
+
+// poll adds to the batch what the client has, up to limit records, and returns their number.
+func (p *Projector) poll(ctx context.Context, client *kgo.Client, topic string, limit int, b *batch) (records int, failed error) {
+	fetches := client.PollRecords(ctx, limit)
+	if ctx.Err() != nil && fetches.NumRecords() == 0 {
+		return 0, nil
+	}
+	if fetches.IsClientClosed() {
+		return 0, errors.New("the client that reads the journal was closed")
+	}
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		if f.Err != nil {
+			failed = errors.Join(failed, p.faulty(client, topic, f.Partition, f.Err))
+		}
+		records += len(f.Records)
+		p.read(client, topic, f, b)
+	})
+	return records, failed
 }
 
 // faulty deals with an error that the client does not deal with itself, and returns it if the session must end.
@@ -365,8 +396,19 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 		}
 	}
 	if part.chain.Next > before {
-		b.positions = append(b.positions, position(f.Partition, &part.chain, part.at))
+		b.moveTo(position(f.Partition, &part.chain, part.at))
 	}
+}
+
+// moveTo sets the position that the batch leads to in one partition.
+func (b *batch) moveTo(to projections.Position) {
+	for i := range b.positions {
+		if b.positions[i].Partition == to.Partition {
+			b.positions[i] = to
+			return
+		}
+	}
+	b.positions = append(b.positions, to)
 }
 
 // judge returns the event of a record that is valid. On an error the chain stands before the record.

@@ -1,0 +1,80 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// answer is a report, as it is made and may be made again. It does not change once it was given to send.
+type answer struct {
+	session *session
+	at      spot
+	command operation.Command
+	key     []byte
+	done    chan error // for whoever waits until it is on the log
+	size    int        // for answers
+}
+
+// resendAfter is how long a report rests that the client could not deliver. The client itself tries again without end
+// whatever may pass, so this is for what it gives up: its buffer is full, or the topic is not there.
+const resendAfter = 100 * time.Millisecond
+
+// send hands a report to the client and does not wait. The caller has asked mayReport at now.
+func (s *session) send(r *answer, now time.Time) {
+	s.unsent.Add(1)
+	s.put(r, now)
+}
+
+func (s *session) put(r *answer, now time.Time) {
+	rec := schemas.EncodeReport(s.w.cfg.Topics, &r.command, r.key)
+	rec.Partition, rec.Timestamp = r.at.partition, now
+	// detached: the report must reach the log whatever becomes of its handler's context; the client ends with the session.
+	s.client.TryProduce(context.Background(), rec, r.acked)
+}
+
+// acked hears what became of the report.
+func (r *answer) acked(rec *kgo.Record, err error) {
+	s := r.session
+	switch {
+	case err == nil:
+	case s.isOver():
+		err = ErrLeaseLost
+	case errors.Is(err, kerr.MessageTooLarge):
+		s.w.log.Error("report is larger than the topic takes; raise the topic's max.message.bytes", "topic", rec.Topic, "partition", rec.Partition,
+			"operation_id", r.command.ID, "attempt", r.command.Attempt, "bytes", len(rec.Value))
+		if r.command.Kind == operation.Succeed || r.command.Kind == operation.Yield {
+			again := &answer{session: s, at: r.at, key: r.key, command: r.command}
+			again.command.Kind, again.command.Result, again.command.Carry = operation.Fail, nil, nil
+			again.command.Failure = failureOf(Final(WithCode(err, CodeResultTooLarge, 0, "")))
+			s.send(again, time.Now())
+		}
+	default:
+		s.w.counters.Resent.Add(1)
+		s.w.log.Warn("report was not written and is sent again", "topic", rec.Topic, "partition", rec.Partition,
+			"operation_id", r.command.ID, "attempt", r.command.Attempt, "err", err)
+		time.AfterFunc(resendAfter, func() {
+			if err := s.stillMayReport(); err != nil {
+				r.settle(err)
+				return
+			}
+			s.put(r, time.Now())
+		})
+		return
+	}
+	r.settle(err)
+}
+
+func (r *answer) settle(err error) {
+	if r.done != nil {
+		r.done <- err
+	}
+	if r.session.unsent.Add(-1) == 0 {
+		r.session.signal()
+	}
+}

@@ -1,0 +1,63 @@
+package worker
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/schemas"
+)
+
+// A process that was frozen wakes with its timers late. What it does first must see that the lease is gone.
+func TestLeaseIsCheckedBeforeEveryStepNotOnlyByTheTimer(t *testing.T) {
+	w, err := New(Config{Brokers: []string{"localhost:1"}, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s := &session{w: w, id: "s", memory: newMemory(), base: t.Context(), changed: make(chan struct{}, 1), overC: make(chan struct{})}
+	s.timer = time.NewTimer(time.Hour) // the tick that never comes
+	defer s.timer.Stop()
+	s.armed = now.Add(time.Hour)
+	s.lease = since{now}
+	it := &schemas.Item{Session: "s", Place: 5, Org: "acme", ID: "a", Attempt: 1, Request: &operation.Request{ID: "a", Organization: "acme", Type: "test"}}
+	a := s.newAttempt(spot{0, 5}, it)
+	s.memory.begin(a.at, a)
+	s.grant(a, now)
+	waiting := s.newAttempt(spot{0, 6}, it)
+	s.memory.begin(waiting.at, waiting)
+	s.queue = append(s.queue, waiting)
+
+	s.lease = since{now.Add(-w.cfg.Lease)}
+	// With a report or a start these would reach for the client or the routes, which are not there.
+	it.Place = 7
+	s.offer(it)
+	s.halt(&schemas.Stop{Session: "s", Place: 8, Org: "acme", ID: "b", Attempt: 1})
+	if err := a.Progress(t.Context(), raw(`1`)); err != ErrLeaseLost {
+		t.Errorf("expected progress to be refused with %v, but got %v", ErrLeaseLost, err)
+	}
+	if err := a.SaveCheckpoint(t.Context(), raw(`1`)); err != ErrLeaseLost {
+		t.Errorf("expected a checkpoint to be refused with %v, but got %v", ErrLeaseLost, err)
+	}
+	s.finish(a, nil)
+	if len(s.queue) != 1 || s.unsent.Load() != 0 || s.memory.running[spot{0, 7}] != nil {
+		t.Errorf("expected nothing started and nothing reported, but %d wait, %d reports are on their way", len(s.queue), s.unsent.Load())
+	}
+	if s.armed.After(time.Now()) {
+		t.Errorf("expected the timer to be due now, but it is at %s", s.armed)
+	}
+}
+
+func TestSinceTrustsTheClockThatSaysMore(t *testing.T) {
+	now := time.Now()
+	if d := (since{now.Add(-time.Second)}).elapsed(now); d != time.Second {
+		t.Errorf("expected 1 s, but got %s", d)
+	}
+	// A machine that slept: by the wall an hour, by the monotonic clock nothing. A time without a monotonic reading
+	// compares by the wall alone, so this stands for it.
+	slept := time.Unix(0, now.UnixNano()).Add(time.Hour)
+	if d := (since{now}).elapsed(slept); d != time.Hour {
+		t.Errorf("expected 1 h, but got %s", d)
+	}
+}
