@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -34,6 +35,8 @@ type benchFlags struct {
 	rate, keys int
 	payload    int
 	warmup     int
+	orgs       int
+	waiting    int
 	partitions int32
 	slots      int
 	brokers    []string
@@ -56,6 +59,11 @@ type benchResult struct {
 	Rate    int    `json:"rate,omitempty"`
 	Keys    int    `json:"keys,omitempty"`
 	Length  int    `json:"length,omitempty"`
+
+	Partitions int32 `json:"partitions"`
+	Orgs       int   `json:"organizations"`
+	Waiting    int   `json:"waiting,omitempty"`       // operations that wait meanwhile
+	BytesEach  int64 `json:"waiting_bytes,omitempty"` // of live heap for each of them
 
 	OpsPerS        float64     `json:"ops_per_s"`
 	EnqueueOpsPerS float64     `json:"enqueue_ops_per_s"`
@@ -123,6 +131,8 @@ count from when they were due, so a late start counts against the service.`,
 	fl.IntVar(&f.keys, "keys", 100, "chain: number of chains")
 	fl.IntVar(&f.payload, "payload", 256, "bytes of payload of an operation")
 	fl.IntVar(&f.warmup, "warmup", 200, "operations before the measurement (not in chain)")
+	fl.IntVar(&f.orgs, "organizations", 1, "organizations among which the operations are spread")
+	fl.IntVar(&f.waiting, "waiting", 0, "operations that wait in the service during the measurement, postponed")
 	fl.Int32Var(&f.partitions, "partitions", 4, "partitions of the topics")
 	fl.IntVar(&f.slots, "slots", 1024, "handlers that run at once")
 	fl.StringSliceVar(&f.brokers, "brokers", nil, "a Kafka to measure on; its topics get a prefix of their own (default: the embedded broker)")
@@ -140,8 +150,8 @@ func (f *benchFlags) check() error {
 	if f.mode != "drain" && f.mode != "steady" && f.mode != "chain" {
 		faults = append(faults, fmt.Errorf("expected --mode drain, steady or chain, but got %q", f.mode))
 	}
-	if f.n < 1 || f.rate < 1 || f.keys < 1 || f.payload < 0 || f.warmup < 0 || f.partitions < 1 || f.slots < 1 {
-		faults = append(faults, errors.New("expected -n, --rate, --keys, --partitions and --slots to be at least 1, and --payload and --warmup at least 0"))
+	if f.n < 1 || f.rate < 1 || f.keys < 1 || f.payload < 0 || f.warmup < 0 || f.partitions < 1 || f.slots < 1 || f.orgs < 1 || f.waiting < 0 {
+		faults = append(faults, errors.New("expected -n, --rate, --keys, --partitions, --slots and --organizations to be at least 1, and --payload, --warmup and --waiting at least 0"))
 	}
 	if f.mode == "chain" && f.keys > f.n {
 		faults = append(faults, fmt.Errorf("expected at least as many operations as chains, but got %d and %d", f.n, f.keys))
@@ -159,6 +169,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	total := f.n + f.warmup
 	r = benchResult{
 		Peer: "opstream-embedded", Mode: f.mode, N: f.n, Payload: f.payload, Workers: f.slots, Expected: total,
+		Partitions: f.partitions, Orgs: f.orgs, Waiting: f.waiting,
 		Settings: fmt.Sprintf("%d partitions, %d slots, full history in SQLite", f.partitions, f.slots),
 	}
 	rec := newRecorder(total)
@@ -224,6 +235,11 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	}
 	defer client.Close(context.WithoutCancel(ctx))
 
+	if f.waiting > 0 {
+		if r.BytesEach, err = fillWaiting(ctx, s, client, f.waiting, f.payload); err != nil {
+			return r, fmt.Errorf("operations that wait: %w", err)
+		}
+	}
 	requests := benchRequests(f, total)
 	if warm := requests[f.n:]; len(warm) > 0 {
 		reached := rec.expect(len(warm))
@@ -337,6 +353,9 @@ func benchRequests(f benchFlags, total int) []*producers.Request {
 	for i := range requests {
 		at := rng.IntN(1 << 20)
 		q := &producers.Request{ID: "op-" + strconv.Itoa(i), Organization: benchOrg, Type: "bench"}
+		if f.orgs > 1 {
+			q.Organization += "-" + strconv.Itoa(i%f.orgs)
+		}
 		if f.payload > 2 {
 			q.Data = json.RawMessage(`"` + string(text[at:at+f.payload-2]) + `"`)
 		}
@@ -346,6 +365,48 @@ func benchRequests(f benchFlags, total int) []*producers.Request {
 		requests[i] = q
 	}
 	return requests
+}
+
+// fillWaiting requests n operations that are postponed for a year, waits until the tables have them, and returns by how many
+// bytes of live heap each made the process grow.
+func fillWaiting(ctx context.Context, s *service, client *producers.Client, n, payload int) (int64, error) {
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	until := time.Now().AddDate(1, 0, 0)
+	text := json.RawMessage(`"` + strings.Repeat("x", max(payload-2, 0)) + `"`)
+	for done := 0; done < n; {
+		part := make([]*producers.Request, min(1000, n-done))
+		for i := range part {
+			part[i] = &producers.Request{
+				ID: "waiting-" + strconv.Itoa(done+i), Organization: benchOrg, Type: "bench", PostponeUntil: until, Data: text,
+			}
+		}
+		if err := client.RequestAll(ctx, part); err != nil {
+			return 0, err
+		}
+		done += len(part)
+	}
+	for { // what was requested is accepted soon, but nobody says when
+		counts, err := s.store.Counts(ctx, projections.CountFilter{})
+		if err != nil {
+			return 0, err
+		}
+		accepted := int64(0)
+		for _, c := range counts {
+			accepted += c.N
+		}
+		if accepted >= int64(n) {
+			return (heap() - before) / int64(n), nil
+		}
+		if err := waitFor(ctx, after(50*time.Millisecond)); err != nil {
+			return 0, err
+		}
+	}
 }
 
 func benchIndex(id string) int {
