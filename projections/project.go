@@ -234,8 +234,8 @@ func (p *Projector) fold(entries []Entry) error {
 			switch e.Event.Kind {
 			case operation.Rejected:
 				p.batch.Rejections = append(p.batch.Rejections, rejection(e))
-			case operation.Unchanged:
-				// Somebody deleted what is deleted: there is nowhere to write it, and nothing is lost.
+			case operation.Unchanged, operation.Deleted:
+				// Somebody deleted what is deleted, or what never was: there is nowhere to write it, and nothing is lost.
 			default:
 				return &UnknownOperationError{e.Partition, e.Place, e.Event.Kind, e.Event.Org, e.Event.ID}
 			}

@@ -156,7 +156,8 @@ func openJournal(ctx context.Context, brokers []string, prefix string) (*journal
 	j := &journal{brokers: brokers, topics: schemas.Topics{Prefix: prefix}, options: []kgo.Opt{
 		kgo.SeedBrokers(brokers...), kgo.ClientID("opstream-journal"),
 		kgo.MetadataMinAge(100 * time.Millisecond), kgo.FetchMaxWait(500 * time.Millisecond),
-		kgo.FetchMaxBytes(8 << 20), kgo.FetchMaxPartitionBytes(2 << 20),
+		// Batches are compressed, and --merge holds some of every partition.
+		kgo.FetchMaxBytes(1 << 20), kgo.FetchMaxPartitionBytes(256 << 10),
 	}}
 	client, err := kgo.NewClient(j.options...)
 	if err != nil {
@@ -386,7 +387,8 @@ func (f *found) line(now time.Time) string {
 	if f.at != 0 {
 		when = shortTime(f.at.Go(), now)
 	}
-	kind, what := e.Kind.String(), ""
+	kind := e.Kind.String()
+	var what string
 	switch {
 	case !f.valid:
 		kind, what = "void", header(f.rec, schemas.HeaderType)

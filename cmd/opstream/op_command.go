@@ -146,7 +146,7 @@ token nor partition key, or whose token or key is given.`,
 					rows.row(outcome.ID, outcome.Status, event, outcome.Position)
 				case !errors.As(err, &p):
 					if !rows.empty() {
-						rows.flush()
+						rows.print()
 					}
 					return r.fail(cmd, err)
 				default:
@@ -231,7 +231,7 @@ func readData(name string, stdin io.Reader) (json.RawMessage, error) {
 		if err != nil {
 			return nil, usage("cannot read --data: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // it was only read
 		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, schemas.MaxRequestBytes+1))

@@ -185,7 +185,7 @@ no more memory than one page.`,
 			for o, err := range client.List(cmd.Context(), filter, api.Call{After: after}) {
 				if err != nil {
 					if !rows.empty() {
-						rows.flush()
+						rows.print()
 					}
 					return r.fail(cmd, err)
 				}
@@ -288,7 +288,7 @@ func newOpHistory() *cobra.Command {
 				switch {
 				case err != nil:
 					if !rows.empty() {
-						rows.flush()
+						rows.print()
 					}
 					return r.fail(cmd, err)
 				case r.output.json():

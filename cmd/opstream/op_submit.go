@@ -25,6 +25,7 @@ func newOpSubmit() *cobra.Command {
 	var r remote
 	var from string
 	var wait bool
+	var start int
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:   "submit --from FILE|-",
@@ -35,10 +36,14 @@ of JSON, the data of an event opstream.operation.requested.v1:
   {"organization":"contoso","id":"mail-7","type":"bulk-email","data":{"to":"all"}}
 
 Every request needs an id. It makes the command safe to repeat: what was accepted before is
-answered with "unchanged", so after an interruption just run the same command again. A line
-that is refused (empty, too long, no JSON, not as the schema says, or refused by the service)
-does not stop the others. Requests are streamed, so a file may be of any size; only --wait
-remembers the ids.
+answered with "unchanged", so after an interruption just run the same command again. The
+service knows an id while its operation has not ended, and then, in each partition, for as
+long as it is among the last 262 144. After an interruption of a larger file go on with
+--start-line at the line that was named.
+
+A line that is refused (empty, too long, no JSON, not as the schema says, or refused by the
+service) does not stop the others. Requests are streamed, so a file may be of any size; only
+--wait remembers the ids.
 
 Tables list the lines that were refused; with --output json every line is answered, and
 the last object holds the numbers. The exit code is 3 when a line was refused.`,
@@ -46,6 +51,9 @@ the last object holds the numbers. The exit code is 3 when a line was refused.`,
   generate-requests | opstream op submit --from - --output json > answers.jsonl`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if start < 1 {
+				return usage("expected --start-line to be 1 or more, but got %d", start)
+			}
 			if from == "" {
 				return usage("expected --from with a file of requests, or - for standard input")
 			}
@@ -55,7 +63,7 @@ the last object holds the numbers. The exit code is 3 when a line was refused.`,
 				if err != nil {
 					return usage("cannot read --from: %w", err)
 				}
-				defer f.Close()
+				defer func() { _ = f.Close() }() // it was only read
 				if info, err := f.Stat(); err == nil && info.IsDir() {
 					return usage("expected --from to be a file, but %s is a folder", from)
 				} else if err == nil && info.Mode().IsRegular() {
@@ -67,7 +75,7 @@ the last object holds the numbers. The exit code is 3 when a line was refused.`,
 			if err != nil {
 				return err
 			}
-			s := &submission{remote: &r, cmd: cmd, size: size, begun: time.Now(), bar: newProgress(cmd.ErrOrStderr(), r.output)}
+			s := &submission{remote: &r, cmd: cmd, size: size, start: start, begun: time.Now(), bar: newProgress(cmd.ErrOrStderr(), r.output)}
 			if wait {
 				s.waiter = newWaiter(client, "")
 			}
@@ -75,6 +83,7 @@ the last object holds the numbers. The exit code is 3 when a line was refused.`,
 		},
 	}
 	c.Flags().StringVar(&from, "from", "", "file of requests, one a line; - for standard input")
+	c.Flags().IntVar(&start, "start-line", 1, "leave out the lines before this one, which were answered before")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until what was accepted has ended; exit code 1 when some did not succeed")
 	c.Flags().DurationVar(&timeout, "timeout", 0, "with --wait: wait no longer than that for the ends (0: as long as it takes)")
 	r.add(c)
@@ -86,6 +95,7 @@ type submission struct {
 	*remote
 	cmd    *cobra.Command
 	size   int64 // of the file, 0 when it is not known
+	start  int   // the first line to send
 	begun  time.Time
 	bar    *progress
 	waiter *waiter
@@ -93,6 +103,7 @@ type submission struct {
 
 	mu    sync.Mutex // lines are refused while they are read, and answered while others are read
 	over  bool
+	last  int // line that the service has answered; it answers in order
 	rows  *table
 	total submitted
 }
@@ -112,17 +123,22 @@ type submitted struct {
 func (s *submission) run(ctx context.Context, client *api.Client, in io.Reader, timeout time.Duration) error {
 	out := s.cmd.OutOrStdout()
 	s.rows = newTable(out, "LINE", "ID", "FIELD", "CODE", "REASON")
-	s.source = &requestLines{in: bufio.NewReaderSize(in, 64<<10), refuse: func(line int, p *api.Problem) {
-		s.answered(api.BatchLine{Line: line, Problem: p})
+	s.source = &requestLines{in: bufio.NewReaderSize(in, 64<<10), start: s.start, refuse: func(line int, p *api.Problem) {
+		if err := s.answered(api.BatchLine{Line: line, Problem: p}); err != nil {
+			s.source.fail(err)
+		}
 	}}
-	end, err := client.Batch(ctx, s.source, s.answered)
+	end, err := client.Batch(ctx, s.source, func(line api.BatchLine) error {
+		s.last = line.Line
+		return s.answered(line)
+	})
 	s.mu.Lock()
 	s.over = true
 	s.mu.Unlock()
 	s.bar.clear()
 	s.total.Position = end.Position
 	if broken := s.source.failure(); broken != nil {
-		err = fmt.Errorf("read the requests: %w", broken)
+		err = broken
 	}
 	if s.output.json() {
 		if err == nil {
@@ -132,7 +148,7 @@ func (s *submission) run(ctx context.Context, client *api.Client, in io.Reader, 
 		}
 	} else {
 		if s.total.Refused > 0 {
-			s.rows.flush()
+			s.rows.print()
 		}
 		s.summary(err)
 	}
@@ -194,7 +210,7 @@ func (s *submission) answered(line api.BatchLine) error {
 		}
 		s.rows.row(strconv.Itoa(line.Line), line.ID, p.Field, string(p.Code), reason)
 		if s.rows.width > 0 {
-			s.rows.flush()
+			s.rows.print()
 		}
 	}
 	if s.bar.on() {
@@ -221,7 +237,7 @@ func (s *submission) summary(err error) {
 		fmt.Fprintf(errOut, "%d of those refused may be accepted later: repeat the command, the ids make that harmless\n", t.retryable)
 	}
 	if err != nil {
-		fmt.Fprintln(errOut, "it did not come to the end: repeat the command, the ids make that harmless")
+		fmt.Fprintf(errOut, "it did not come to the end: repeat the command, the ids make that harmless, or go on with --start-line %d\n", max(s.start, s.last+1))
 	}
 }
 
@@ -241,13 +257,14 @@ func (s *submission) wait(ctx context.Context, timeout time.Duration) error {
 	good := operation.StatusSucceeded.String()
 	counts[good] = s.total.Accepted + s.total.Unchanged - s.waiter.total - s.total.failed - s.total.canceled
 	bad := 0
+	var unwritten error
 	err := s.waiter.run(ctx, func(e ended) {
 		if e.NotFound {
 			e.Status = operation.StatusDeleted.String()
 		}
 		counts[e.Status]++
 		if s.output.json() {
-			printJSON(s.cmd.OutOrStdout(), e)
+			unwritten = cmp.Or(unwritten, printJSON(s.cmd.OutOrStdout(), e))
 			return
 		}
 		if e.Status != good {
@@ -266,7 +283,7 @@ func (s *submission) wait(ctx context.Context, timeout time.Duration) error {
 	s.bar.clear()
 	if !s.output.json() {
 		if !rows.empty() {
-			rows.flush()
+			rows.print()
 		}
 		if bad > badShown {
 			fmt.Fprintf(s.cmd.ErrOrStderr(), "and %d more did not succeed, see: opstream op list --status failed,canceled\n", bad-badShown)
@@ -274,7 +291,7 @@ func (s *submission) wait(ctx context.Context, timeout time.Duration) error {
 		fmt.Fprintf(s.cmd.ErrOrStderr(), "succeeded %d, failed %d, canceled %d, not ended %d (%s)\n", counts[good],
 			counts[operation.StatusFailed.String()], counts[operation.StatusCanceled.String()], s.waiter.left(), time.Since(s.begun).Round(time.Millisecond))
 	}
-	if err != nil {
+	if err := cmp.Or(err, unwritten); err != nil {
 		return s.waitFailed(s.cmd, err)
 	}
 	if s.total.Refused == 0 && counts[good] < s.total.Accepted+s.total.Unchanged {
@@ -288,6 +305,7 @@ func (s *submission) wait(ctx context.Context, timeout time.Duration) error {
 // file's. It holds one line in memory.
 type requestLines struct {
 	in     *bufio.Reader
+	start  int // the first line that is given
 	refuse func(line int, p *api.Problem)
 	read   atomic.Int64 // bytes
 
@@ -312,9 +330,7 @@ func (l *requestLines) Read(p []byte) (int, error) {
 					break
 				}
 				if !errors.Is(err, io.EOF) {
-					l.mu.Lock()
-					l.broken = err
-					l.mu.Unlock()
+					l.fail(fmt.Errorf("read the requests: %w", err))
 				}
 				return n, err
 			}
@@ -324,6 +340,12 @@ func (l *requestLines) Read(p []byte) (int, error) {
 		n += c
 	}
 	return n, nil
+}
+
+func (l *requestLines) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = cmp.Or(l.broken, err)
 }
 
 // failure is why the lines could not be read to their end, nil if they could.
@@ -338,11 +360,11 @@ var byteOrderMark = []byte("\xef\xbb\xbf")
 // next reads a line into pending, with its end.
 func (l *requestLines) next() error {
 	l.line = l.line[:0]
-	long, any := false, false
+	long, some := false, false
 	for {
 		part, err := l.in.ReadSlice('\n')
 		l.read.Add(int64(len(part)))
-		any = any || len(part) > 0
+		some = some || len(part) > 0
 		if len(l.line)+len(part) > api.BodyMax+1 {
 			long = true
 		}
@@ -352,7 +374,7 @@ func (l *requestLines) next() error {
 		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
-		if err != nil && (!errors.Is(err, io.EOF) || !any) {
+		if err != nil && (!errors.Is(err, io.EOF) || !some) {
 			return err
 		}
 		break
@@ -363,6 +385,8 @@ func (l *requestLines) next() error {
 	}
 	content := bytes.TrimSpace(l.line)
 	switch {
+	case l.number < l.start:
+		content = nil
 	case long:
 		l.refuse(l.number, api.NewProblem(api.TooLarge, "expected a line of at most %d bytes, but it is longer", api.BodyMax))
 		content = nil

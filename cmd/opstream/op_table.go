@@ -125,17 +125,23 @@ func (t *table) row(cells ...string) {
 	}
 	t.rows = append(t.rows, cells)
 	if len(t.rows) > tablePart {
-		t.flush()
+		t.print()
 	}
 }
 
 // empty says whether no row was ever added.
 func (t *table) empty() bool { return !t.begun && len(t.rows) <= 1 }
 
-// flush prints the rows that were added since the last time, and returns the first error of writing.
+// flush is print for the last time; it returns the first error of writing.
 func (t *table) flush() error {
+	t.print()
+	return t.broken
+}
+
+// print prints the rows that were added since the last time.
+func (t *table) print() {
 	if t.broken != nil || len(t.rows) == 0 {
-		return t.broken
+		return
 	}
 	t.begun = true
 	for _, row := range t.rows {
@@ -162,7 +168,6 @@ func (t *table) flush() error {
 	}
 	t.rows = t.rows[:0]
 	_, t.broken = t.out.Write(b.Bytes())
-	return t.broken
 }
 
 // fit takes from the widest columns until a line fits the terminal.

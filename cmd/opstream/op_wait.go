@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -90,20 +93,26 @@ const (
 // listen hands the events of the service to f until ctx ends, f returns an error or the service is silent for too long. It
 // calls opened whenever what came before may have been missed: once the stream is open, and when the service says so.
 func listen(ctx context.Context, client *api.Client, filter url.Values, opened func(), f func(api.ServerEvent) error) error {
-	var heard time.Time // when the service last answered
+	heard, never := time.Now(), true // when the service last answered, and whether it never did
 	last := ""
-	begun := time.Now()
 	for {
 		var own error
-		trace := &httptrace.ClientTrace{GotFirstResponseByte: opened}
+		var answered atomic.Bool
+		trace := &httptrace.ClientTrace{GotFirstResponseByte: func() {
+			answered.Store(true)
+			opened()
+		}}
 		err := client.Events(httptrace.WithClientTrace(ctx, trace), filter, last, func(e api.ServerEvent) error {
-			last, heard = e.ID, time.Now()
+			last = e.ID
 			if e.Name == "reset" {
 				opened()
 			}
 			own = f(e)
 			return own
 		})
+		if answered.Load() {
+			heard, never = time.Now(), false
+		}
 		var p *api.Problem
 		switch {
 		case own != nil:
@@ -112,7 +121,7 @@ func listen(ctx context.Context, client *api.Client, filter url.Values, opened f
 			return ctx.Err()
 		case errors.As(err, &p) && !p.Retryable:
 			return err
-		case time.Since(begun) > listenPatience && time.Since(heard) > listenPatience:
+		case time.Since(heard) > listenPatience || never && errors.Is(err, syscall.ECONNREFUSED):
 			return err
 		}
 		timer := time.NewTimer(listenAgain)
@@ -142,11 +151,12 @@ type waiter struct {
 	client *api.Client
 	after  string
 
-	mu      sync.Mutex
-	open    map[named]time.Time // since when the tables are known not to have it; mostly zero
-	total   int
-	report  func(ended) // called with mu held
-	changed chan struct{}
+	mu        sync.Mutex
+	open      map[named]time.Time // since when the tables are known not to have it; mostly zero
+	total     int
+	explained int         // failures that were looked up; for the goroutine that listens
+	report    func(ended) // called with mu held
+	changed   chan struct{}
 }
 
 func newWaiter(client *api.Client, after string) *waiter {
@@ -278,7 +288,8 @@ func (w *waiter) hear(ctx context.Context, e api.ServerEvent) error {
 		return nil
 	}
 	out := ended{Status: change.Status}
-	if change.Status == operation.StatusFailed.String() && w.total <= explainedMax {
+	if change.Status == operation.StatusFailed.String() && w.explained < explainedMax {
+		w.explained++
 		// Without it the operation has failed all the same.
 		if o, err := w.client.Get(ctx, n.organization, n.id, api.Call{}); err == nil && o.Status == change.Status {
 			out.Failure = o.Failure
@@ -396,6 +407,7 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 	bar := newProgress(cmd.ErrOrStderr(), r.output)
 	rows := newTable(out, "ID", "STATUS", "WHY")
 	code, begun := exitOK, time.Now()
+	var unwritten error
 	err := w.run(ctx, func(e ended) {
 		switch {
 		case e.NotFound:
@@ -404,7 +416,7 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 			code = exitFailed
 		}
 		if r.output.json() {
-			printJSON(out, e)
+			unwritten = cmp.Or(unwritten, printJSON(out, e))
 			return
 		}
 		bar.clear()
@@ -416,7 +428,7 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 			why = failureText(e.Failure)
 		}
 		rows.row(e.ID, status, why)
-		rows.flush()
+		rows.print()
 	}, func() {
 		bar.show("%d of %d have ended, %s", w.total-w.left(), w.total, time.Since(begun).Round(time.Second))
 	})
@@ -431,6 +443,9 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 			fmt.Fprintf(cmd.ErrOrStderr(), "%d of %d have not ended, such as %s\n", left, w.total, strings.Join(shown, ", "))
 		}
 		return r.waitFailed(cmd, err)
+	}
+	if err := cmp.Or(unwritten, rows.broken); err != nil {
+		return err
 	}
 	if code != exitOK {
 		return &exitError{code, nil}

@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"math"
 	"time"
 
 	"github.com/opstream/opstream/domain/retry"
@@ -41,8 +42,19 @@ func (t Time) Go() time.Time {
 // Add returns t+d.
 func (t Time) Add(d time.Duration) Time { return t + Time(d/time.Microsecond) }
 
-// Sub returns t-u.
-func (t Time) Sub(u Time) time.Duration { return time.Duration(t-u) * time.Microsecond }
+// Sub returns t-u, or the longest duration there is if that is too long for one (some 292 years): operations may be
+// postponed to the year 9999.
+func (t Time) Sub(u Time) time.Duration {
+	const most = Time(math.MaxInt64 / time.Microsecond)
+	switch d := t - u; {
+	case d > most:
+		return math.MaxInt64
+	case d < -most:
+		return math.MinInt64
+	default:
+		return time.Duration(d) * time.Microsecond
+	}
+}
 
 // Status is what an operation is, one value per row of the matrix.
 type Status uint8

@@ -33,7 +33,7 @@ func (p *Positions) of(topic string) *int64 {
 // Config of an [Engine].
 type Config struct {
 	Partitions  int                          // of the journal, among which sessions share their room; default 12
-	KnownMax    int                          // ids of ended operations and commands that are remembered; default 65536
+	KnownMax    int                          // ids of ended operations and commands that are remembered; default 262144
 	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
 	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
 	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
@@ -46,7 +46,7 @@ func (c Config) withDefaults() Config {
 		c.Partitions = 12
 	}
 	if c.KnownMax == 0 {
-		c.KnownMax = 65536
+		c.KnownMax = 1 << 18
 	}
 	if c.FailedMax == 0 {
 		c.FailedMax = 8192

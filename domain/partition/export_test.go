@@ -121,7 +121,7 @@ func (e *Engine) Check() error {
 			return fmt.Errorf("changed[%d] is not live or elsewhere", i)
 		}
 	}
-	if len(e.known.entries) > e.known.max || len(e.known.newest) > len(e.known.entries) || len(e.failed.byRef) > e.failed.max {
+	if len(e.known.entries) > e.known.max || 2*len(e.known.entries) > len(e.known.table) || len(e.failed.byRef) > e.failed.max {
 		return fmt.Errorf("the memory is too large: %d of %d, %d failed", len(e.known.entries), e.known.max, len(e.failed.byRef))
 	}
 	return nil

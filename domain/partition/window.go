@@ -39,44 +39,82 @@ type Known struct {
 }
 
 // window remembers the last entries that were added, at most its capacity. Adding an id again supersedes its old entry.
+//
+// Entries stand in a ring, and an open-addressing table of their indices finds them: 40 to 48 bytes an id, where a map of
+// hashes took twice that, and how many ids can be remembered is how late a copy of a request may come and be known for one.
 type window struct {
-	entries []Known // ring
-	first   int     // index of the oldest entry
+	entries []Known // ring; entry number n stands at n modulo max
 	seq     uint64  // entries ever added
-	newest  map[IDHash]uint64
 	max     int
+	table   []uint32 // index into entries, plus 1; 0 is free. The newest entry of a hash is the one that is in it
 }
 
 func newWindow(capacity int) window {
-	return window{newest: make(map[IDHash]uint64), max: capacity}
+	return window{max: capacity, table: make([]uint32, 16)}
 }
 
 func (w *window) add(k Known) {
-	if len(w.entries) < w.max {
-		w.entries = append(w.entries, k)
-	} else {
-		old := w.entries[w.first].Hash
-		if w.newest[old] == w.seq-uint64(w.max) {
-			delete(w.newest, old)
-		}
-		w.entries[w.first] = k
-		w.first = (w.first + 1) % w.max
-	}
-	w.newest[k.Hash] = w.seq
+	at := int(w.seq % uint64(w.max))
 	w.seq++
+	if at < len(w.entries) {
+		w.evict(at)
+		w.entries[at] = k
+	} else {
+		w.entries = append(w.entries, k)
+		if 2*len(w.entries) > len(w.table) {
+			w.grow()
+			return
+		}
+	}
+	w.enter(at)
+}
+
+// slot returns where a hash stands in the table, or the free slot where it belongs.
+func (w *window) slot(h *IDHash) int {
+	mask := len(w.table) - 1
+	i := int(binary.LittleEndian.Uint64(h[:])) & mask
+	for w.table[i] != 0 && w.entries[w.table[i]-1].Hash != *h {
+		i = (i + 1) & mask
+	}
+	return i
+}
+
+func (w *window) enter(at int) { w.table[w.slot(&w.entries[at].Hash)] = uint32(at + 1) }
+
+// grow doubles the table; entries are entered from the oldest to the newest, so that the newest of a hash stays.
+func (w *window) grow() {
+	w.table = make([]uint32, 2*len(w.table))
+	for at := range w.entries { // the ring has not wrapped yet
+		w.enter(at)
+	}
+}
+
+// evict takes an entry out of the table, unless a newer one of its hash is there.
+func (w *window) evict(at int) {
+	i := w.slot(&w.entries[at].Hash)
+	if w.table[i] != uint32(at+1) {
+		return
+	}
+	// Close the gap: whatever follows without a free slot between must still be found from where it belongs.
+	mask := len(w.table) - 1
+	w.table[i] = 0
+	for j := (i + 1) & mask; w.table[j] != 0; j = (j + 1) & mask {
+		home := int(binary.LittleEndian.Uint64(w.entries[w.table[j]-1].Hash[:])) & mask
+		if (j-home)&mask >= (j-i)&mask {
+			w.table[i], w.table[j] = w.table[j], 0
+			i = j
+		}
+	}
 }
 
 // at returns entry number seq, counted from the first one ever added.
-func (w *window) at(seq uint64) *Known {
-	return &w.entries[int(seq%uint64(w.max))]
-}
+func (w *window) at(seq uint64) *Known { return &w.entries[int(seq%uint64(w.max))] }
 
 func (w *window) find(h IDHash) *Known {
-	seq, ok := w.newest[h]
-	if !ok {
-		return nil
+	if n := w.table[w.slot(&h)]; n != 0 {
+		return &w.entries[n-1]
 	}
-	return w.at(seq)
+	return nil
 }
 
 // since lists the entries from number seq on, oldest first.
