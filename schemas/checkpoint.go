@@ -182,7 +182,7 @@ func decodeCheckpoint(c *Checkpoint, rec *kgo.Record) *DecodeError {
 	if kind == checkpointPosition {
 		c.Position = new(Position)
 	}
-	r := newReader(rec.Value, maxOwnBytes)
+	r := newOwnReader(rec.Value)
 	d := demands{m: m}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)
@@ -353,7 +353,7 @@ func AppendState(dst []byte, s *operation.State) []byte {
 // ParseState reads what AppendState has written. The error is a *[DecodeError].
 func ParseState(data []byte) (*operation.State, error) {
 	s := new(operation.State)
-	r := newReader(data, maxOwnBytes)
+	r := newOwnReader(data)
 	r.state(s)
 	if err := r.own(); err != nil {
 		return nil, err

@@ -69,6 +69,10 @@ func decodeCommand(rec *kgo.Record) (operation.Command, *Refusal, *DecodeError) 
 	if len(rec.Value) > MaxRequestBytes {
 		return c, nil, &DecodeError{Code: TooLarge, Reason: fmt.Sprintf("expected at most %d bytes, but got %d", MaxRequestBytes, len(rec.Value))}
 	}
+	// No operation has a longer key, and a record is kept whole when it has to be forwarded.
+	if len(rec.Key) > MaxHeaderBytes {
+		return c, nil, &DecodeError{Code: TooLarge, Field: "key", Reason: fmt.Sprintf("expected a key of at most %d bytes, but got %d", MaxHeaderBytes, len(rec.Key))}
+	}
 	var a attributes
 	if err := a.read(rec); err != nil {
 		return c, nil, err
@@ -267,6 +271,7 @@ func decodeReport(rec *kgo.Record) (operation.Command, *Refusal, *DecodeError) {
 	}
 	c.Kind = m.Command
 	r := newReader(rec.Value, MaxReportBytes)
+	r.deepest = maxReportDepth
 	kind, started := c.Kind, false
 	for o := r.object(); r.next(o); {
 		switch name := string(r.name); {

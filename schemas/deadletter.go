@@ -45,7 +45,7 @@ func DeadLetter(t Topics, rec *kgo.Record, code Code, reason, by string, at oper
 	}
 	size, left := 0, 0
 	for _, h := range rec.Headers {
-		if isDeadHeader(h.Key) {
+		if IsDeadHeader(h.Key) {
 			continue
 		}
 		if size += len(h.Key) + len(h.Value) + 16; size > maxDeadHeaders {
@@ -78,7 +78,8 @@ func DeadLetter(t Topics, rec *kgo.Record, code Code, reason, by string, at oper
 	return out
 }
 
-func isDeadHeader(key string) bool {
+// IsDeadHeader says whether a header of a dead letter was added to it, and did not come with the record.
+func IsDeadHeader(key string) bool {
 	switch key {
 	case HeaderDeadReason, HeaderDeadCode, HeaderDeadBy, HeaderDeadTopic, HeaderDeadPartition, HeaderDeadOffset, HeaderDeadAt, HeaderDeadCut:
 		return true

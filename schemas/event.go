@@ -264,7 +264,7 @@ func decodeEvent(e *operation.Event, rec *kgo.Record) *DecodeError {
 		}
 	}
 
-	r := newReader(rec.Value, maxOwnBytes)
+	r := newOwnReader(rec.Value)
 	var seen fields
 	for o := r.object(); r.next(o); {
 		bit := fieldOf(r.name) & m.allowed

@@ -83,7 +83,7 @@ func UnwrapRequest(body []byte) (*kgo.Record, error) {
 func unwrap(body []byte) (*kgo.Record, *DecodeError) {
 	c := newCarrier()
 	c.header(HeaderSpecVersion, specVersion)
-	r := newReader(body, maxOwnBytes)
+	r := newOwnReader(body)
 	d := demands{m: messageForwarded}
 	header := func(r *reader, key string) {
 		if text := []byte(r.str()); r.err == nil {

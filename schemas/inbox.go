@@ -114,7 +114,7 @@ func decodeInbox(rec *kgo.Record) (*Item, *Stop, *DecodeError) {
 		return nil, nil, err
 	}
 	it, offered, reason := new(Item), m == messageOffered, ""
-	r := newReader(rec.Value, maxOwnBytes)
+	r := newOwnReader(rec.Value)
 	d := demands{m: m}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)

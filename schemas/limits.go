@@ -6,7 +6,7 @@ import "time"
 const (
 	MaxRequestBytes    = 1 << 20   // value of a record on requests
 	MaxReportBytes     = 4 << 20   // value of a record on reports: all that the limits below allow, escaped
-	MaxDepth           = 64        // nesting of JSON
+	MaxDepth           = 64        // nesting of JSON; it counts from the request or command, or from a result, checkpoint or progress
 	MaxResultBytes     = 256 << 10 // result of an attempt
 	MaxCheckpointBytes = 256 << 10 // checkpoint of an attempt
 	MaxProgressBytes   = 64 << 10  // progress of an attempt
@@ -24,4 +24,7 @@ const (
 	MaxBatchBytes = 8 << 20
 
 	maxOwnBytes = MaxBatchBytes // value of a record that only we write
+	maxOwnDepth = MaxDepth + 16 // its nesting: values from outside, within objects of ours
+	// Nesting of a report: so that whatever CheckJSON lets pass can be reported.
+	maxReportDepth = MaxDepth + 8
 )

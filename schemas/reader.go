@@ -13,10 +13,10 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 )
 
-// A reader pulls one JSON text apart: strict (RFC 8259, UTF-8, no duplicate members, names by case, no more than MaxDepth
+// A reader pulls one JSON text apart: strict (RFC 8259, UTF-8, no duplicate members, names by case, a bounded number of
 // levels), and without allocating but for what it returns. It is hand-written for its errors, not for its speed, which is
 // that of package json with a struct: it names member and code, reads on behind a value that is refused so that the
-// answer can say whom it is for, stops at MaxDepth without a pass of its own, and takes different members by the message's
+// answer can say whom it is for, stops at too many levels without a pass of its own, and takes different members by the message's
 // kind. A test compares it with package jsontext on hostile inputs.
 //
 // Its methods do nothing once the text has turned out to be undecodable (err). A value of the wrong type or out of bounds is
@@ -25,6 +25,7 @@ type reader struct {
 	b       []byte
 	i       int
 	depth   int
+	deepest int    // levels that may be open
 	name    []byte // of the member that next stands at
 	prefix  string // of the object that is read, for messages: "retry."
 	err     *DecodeError
@@ -43,10 +44,18 @@ type reader struct {
 const maxMembers = 64
 
 func newReader(b []byte, limit int) reader {
-	r := reader{b: b}
+	r := reader{b: b, deepest: MaxDepth}
 	if len(b) > limit {
 		r.err = &DecodeError{Code: TooLarge, Reason: fmt.Sprintf("expected at most %d bytes, but got %d", limit, len(b))}
 	}
+	return r
+}
+
+// newOwnReader reads what only we write. There, values that were taken from outside at MaxDepth stand within objects of ours,
+// so more levels have to be readable: what was accepted once must never become unreadable by being kept.
+func newOwnReader(b []byte) reader {
+	r := newReader(b, maxOwnBytes)
+	r.deepest = maxOwnDepth
 	return r
 }
 
@@ -131,8 +140,8 @@ func (r *reader) object() int {
 		r.mismatch("an object")
 		return -1
 	}
-	if r.depth++; r.depth > MaxDepth {
-		r.fail(TooDeep, "expected at most %d levels", MaxDepth)
+	if r.depth++; r.depth > r.deepest {
+		r.fail(TooDeep, "expected at most %d levels", r.deepest)
 		return -1
 	}
 	r.i++
@@ -225,8 +234,8 @@ func (r *reader) array() (ok bool) {
 		r.mismatch("an array")
 		return false
 	}
-	if r.depth++; r.depth > MaxDepth {
-		r.fail(TooDeep, "expected at most %d levels", MaxDepth)
+	if r.depth++; r.depth > r.deepest {
+		r.fail(TooDeep, "expected at most %d levels", r.deepest)
 		return false
 	}
 	r.i++
@@ -360,8 +369,8 @@ func (r *reader) skip() {
 }
 
 func (r *reader) skipNested(open byte) {
-	if r.depth++; r.depth > MaxDepth {
-		r.fail(TooDeep, "expected at most %d levels", MaxDepth)
+	if r.depth++; r.depth > r.deepest {
+		r.fail(TooDeep, "expected at most %d levels", r.deepest)
 		return
 	}
 	r.i++

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -45,6 +46,13 @@ func parseRequest(data []byte, ceID string) (*operation.Request, *Refusal, *Deco
 		return q, r.refusal, nil
 	}
 	q.Raw = AppendRequest(make([]byte, 0, rawSize(q)), q)
+	if len(q.Raw) > MaxRequestBytes { // its id may have come from elsewhere, and its retry policy is written out
+		r.refusal = &Refusal{
+			Code: TooLarge, Reason: fmt.Sprintf("expected a request of at most %d bytes with its id and its policies written out, but got %d", MaxRequestBytes, len(q.Raw)),
+			Kind: operation.Submit, Org: q.Organization, ID: q.ID,
+		}
+		return q, r.refusal, nil
+	}
 	if q.Data != nil { // one copy is enough
 		q.Data = q.Raw[len(q.Raw)-1-len(q.Data) : len(q.Raw)-1 : len(q.Raw)-1]
 	}
@@ -63,7 +71,7 @@ func answerable(s string, limit int) string {
 // does not judge it again and keeps its bytes as they are: limits and defaults may have changed since. raw may be reused
 // afterwards.
 func ReadRequest(raw []byte) (*operation.Request, error) {
-	r := newReader(raw, maxOwnBytes)
+	r := newOwnReader(raw)
 	r.space()
 	q := r.accepted("")
 	if err := r.own(); err != nil {

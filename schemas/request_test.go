@@ -349,6 +349,7 @@ func TestDecodeCommand(t *testing.T) {
 		{"no dot", set(HeaderType, "cancel"), "undecodable unknown_type ce_type"},
 		{"a report", set(HeaderType, "opstream.attempt.started.v1"), "undecodable wrong_topic ce_type"},
 		{"too large", binaryRecord(submit, "x", strings.Repeat(" ", 50<<20)), "undecodable too_large"},
+		{"large key", func() *kgo.Record { r := valid(); r.Key = make([]byte, MaxHeaderBytes+1); return r }(), "undecodable too_large key"},
 		{"value nil", &kgo.Record{Headers: valid().Headers}, "undecodable malformed_json"},
 
 		{"no organization", binaryRecord(cancel, "c", `{"id":"op-1"}`), "refused required organization"},
@@ -357,6 +358,8 @@ func TestDecodeCommand(t *testing.T) {
 		{"postpone without until", binaryRecord("opstream.operation.postpone.v1", "c", `{"organization":"contoso","id":"op-1"}`), "refused required until"},
 		{"postpone", binaryRecord("opstream.operation.postpone.v1", "c", `{"organization":"contoso","id":"op-1","until":"1970-01-01T00:00:00Z"}`), "ok"},
 		{"who with control characters", binaryRecord(cancel, "c", `{"organization":"contoso","id":"op-1","by":{"who":"a\u0007"}}`), "refused invalid_characters by.who"},
+		{"a reason of two lines", binaryRecord(cancel, "c", `{"organization":"contoso","id":"op-1","by":{"reason":"a\n\tb\r\n"}}`), "ok"},
+		{"reason with control characters", binaryRecord(cancel, "c", `{"organization":"contoso","id":"op-1","by":{"reason":"a\u0000"}}`), "refused invalid_characters by.reason"},
 		{"long reason", binaryRecord(cancel, "c", `{"organization":"contoso","id":"op-1","by":{"reason":"`+strings.Repeat("x", 2001)+`"}}`), "refused too_long by.reason"},
 		{"retry with other data", binaryRecord("opstream.operation.retry.v1", "c", `{"organization":"contoso","id":"op-1","data":[1, 2]}`), "ok"},
 		{"long command id", binaryRecord(cancel, strings.Repeat("x", 129), `{"organization":"contoso","id":"op-1"}`), "refused too_long ce_id"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -56,7 +57,7 @@ var (
 	}
 	byRules = map[string]string{
 		"Who":    "omitempty,bytes=256,clean",
-		"Reason": "omitempty,bytes=2000,clean",
+		"Reason": "omitempty,bytes=2000,prose",
 	}
 
 	jsonNames = map[string]string{
@@ -88,6 +89,7 @@ var rules = func() *validator.Validate {
 		return err == nil && f.Field().Len() <= limit
 	})
 	register("clean", func(f validator.FieldLevel) bool { return clean(f.Field().String()) })
+	register("prose", func(f validator.FieldLevel) bool { return clean(lineEnds.Replace(f.Field().String())) })
 	register("typename", func(f validator.FieldLevel) bool { return optype.ValidName(f.Field().String()) })
 	register("between", func(f validator.FieldLevel) bool {
 		low, high := bounds(f.Param())
@@ -137,6 +139,9 @@ func cleanWide(s string) bool {
 	return true
 }
 
+// lineEnds are what prose, which a person writes, may hold beside what clean allows.
+var lineEnds = strings.NewReplacer("\n", "", "\r", "", "\t", "")
+
 func validateRequest(q *operation.Request) *Refusal { return refusalOf(rules.Struct(q)) }
 
 func validateCommand(c *operation.Command) *Refusal { return refusalOf(rules.Struct(c)) }
@@ -164,7 +169,7 @@ func refusalOf(err error) *Refusal {
 		return &Refusal{Code: Required, Field: field, Reason: "expected a value, but it is missing or empty"}
 	case "bytes":
 		return &Refusal{Code: TooLong, Field: field, Reason: fmt.Sprintf("expected at most %s bytes, but got %d", f.Param(), reflect.ValueOf(value).Len())}
-	case "clean":
+	case "clean", "prose":
 		return &Refusal{Code: InvalidCharacters, Field: field, Reason: fmt.Sprintf("expected text without control and format characters, but got %+.64q", value)}
 	case "typename":
 		return &Refusal{Code: InvalidName, Field: field, Reason: fmt.Sprintf("expected lower-case words and numbers joined by hyphens or dots, at most %d bytes, but got %.64q", optype.MaxName, value)}

@@ -89,7 +89,7 @@ func runDev(ctx context.Context, f devFlags, log *slog.Logger, out io.Writer) er
 	g := newGroup()
 	s, err := startEmbedded(ctx, g, f, log)
 	if err != nil {
-		return errors.Join(err, g.stop())
+		return stopped(ctx, g, err)
 	}
 	fmt.Fprintf(out, "opstream runs.\n\n  page and API  %s\n  Kafka         %s   (topics %s*)\n  data          %s\n  serves        %s\n\nStop it with Ctrl-C.\n",
 		s.url, strings.Join(s.cfg.brokers, ","), schemas.DefaultPrefix, f.data, strings.Join(typesOf(s.cfg.handlers), ", "))
@@ -106,19 +106,37 @@ func startEmbedded(ctx context.Context, g *group, f devFlags, log *slog.Logger) 
 	cfg := serviceConfig{
 		roles: allRoles, listen: f.listen, sync: f.sync, lease: f.lease, log: log, handlers: handlers, slots: f.slots,
 	}
-	broker, err := openBroker(ctx, f, cfg.topics, log)
-	if err != nil {
+	if err := startBroker(ctx, g, f, &cfg); err != nil {
 		return nil, err
 	}
-	g.start("broker", func(ctx context.Context) error {
-		<-ctx.Done()
-		return broker.Close()
-	})
-	cfg.brokers = broker.Addrs()
 	if f.data != "" {
 		cfg.database = filepath.Join(f.data, databaseFile)
 	}
 	return startService(ctx, g, cfg)
+}
+
+// startBroker starts the embedded broker, and has the other roles of this process use it.
+func startBroker(ctx context.Context, g *group, f devFlags, cfg *serviceConfig) error {
+	broker, err := openBroker(ctx, f, cfg.topics, cfg.log)
+	if err != nil {
+		return err
+	}
+	g.start(roleBroker, func(ctx context.Context) error {
+		<-ctx.Done()
+		return broker.Close()
+	})
+	cfg.brokers = broker.Addrs()
+	return nil
+}
+
+// stopped ends a start that failed. One that fails because the process is to stop has done what was asked.
+func stopped(ctx context.Context, g *group, err error) error {
+	stopping := ctx.Err() != nil
+	end := g.stop()
+	if stopping {
+		return end
+	}
+	return errors.Join(err, end)
 }
 
 func openBroker(ctx context.Context, f devFlags, topics schemas.Topics, log *slog.Logger) (*embedded.Broker, error) {

@@ -44,14 +44,20 @@ func (g *group) wait(ctx context.Context) {
 	}
 }
 
-// stop stops all parts and returns their errors.
+// stop stops all parts and returns their errors. That a part which was told to stop did not finish something is none.
 func (g *group) stop() error {
 	var errs []error
 	for i := len(g.parts) - 1; i >= 0; i-- {
 		p := g.parts[i]
+		told := true
+		select {
+		case <-p.done:
+			told = false
+		default:
+		}
 		p.stop()
 		<-p.done
-		if p.err != nil {
+		if p.err != nil && !(told && errors.Is(p.err, context.Canceled)) {
 			errs = append(errs, fmt.Errorf("%s: %w", p.name, p.err))
 		}
 	}

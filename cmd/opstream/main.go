@@ -33,6 +33,7 @@ func main() {
 		debug.SetGCPercent(200)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	code := execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -101,7 +102,7 @@ Exit codes: 0 done · 1 failed · 2 wrong command line · 3 something was refuse
 		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		newDemo(), newDev(), newServe(), newOp(), newJournal(), newVerify(), newBench(), newVersion(),
+		newDemo(), newDev(), newServe(), newOp(), newJournal(), newDeadLetter(), newVerify(), newBench(), newVersion(),
 	)
 	for _, c := range all(root) {
 		usageErrors(c)

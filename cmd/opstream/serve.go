@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -11,8 +13,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opstream/opstream/consumers/handlers/webhook"
+	"github.com/opstream/opstream/projections/sqlite"
 	"github.com/opstream/opstream/schemas"
 )
+
+// roleBroker is the embedded broker's; dev has it beside all others.
+const roleBroker = "broker"
+
+var serveRoles = append(slices.Clone(allRoles), roleBroker)
 
 // brokersFlag is --brokers, with its default from the environment.
 func brokersFlag(c *cobra.Command, to *[]string) {
@@ -25,6 +33,7 @@ func brokersFlag(c *cobra.Command, to *[]string) {
 
 func newServe() *cobra.Command {
 	var cfg serviceConfig
+	var broker devFlags
 	var prefix, logLevel string
 	var noopTypes []string
 	var create, allowPrivate bool
@@ -35,9 +44,14 @@ func newServe() *cobra.Command {
 		Long: `serve runs one process of an installation over Kafka (any broker that speaks its
 protocol). Roles: scheduler (decides, any number), worker (runs the handlers webhook and
 noop, any number), projector and api (tables and API; together, one process: the tables
-are SQLite's in this version).`,
+are SQLite's in this version).
+
+The role broker is the broker of opstream dev in a process that other processes can reach,
+for tests and for installations on one host: it keeps the log in --data and listens at
+--kafka, on this host only. It may stand alone or beside other roles, which then use it.`,
 		Example: `  opstream serve --roles scheduler,worker --brokers kafka-1:9092,kafka-2:9092 --create-topics
-  opstream serve --roles projector,api --brokers kafka-1:9092 --database ./tables.db --listen 0.0.0.0:8080`,
+  opstream serve --roles projector,api --brokers kafka-1:9092 --database ./tables.db --listen 0.0.0.0:8080
+  opstream serve --roles broker --data ./data --kafka 127.0.0.1:9092`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
@@ -46,26 +60,38 @@ are SQLite's in this version).`,
 			}
 			cfg.log, cfg.topics = log, schemas.Topics{Prefix: prefix}
 			if len(cfg.roles) == 0 {
-				return &exitError{exitUsage, fmt.Errorf("expected --roles with some of %s", strings.Join(allRoles, ", "))}
+				return &exitError{exitUsage, fmt.Errorf("expected --roles with some of %s", strings.Join(serveRoles, ", "))}
 			}
 			for _, r := range cfg.roles {
-				if !slices.Contains(allRoles, r) {
-					return &exitError{exitUsage, fmt.Errorf("expected roles out of %s, but got %q", strings.Join(allRoles, ", "), r)}
+				if !slices.Contains(serveRoles, r) {
+					return &exitError{exitUsage, fmt.Errorf("expected roles out of %s, but got %q", strings.Join(serveRoles, ", "), r)}
 				}
+			}
+			if err := checkBrokerFlags(cmd, &cfg, broker); err != nil {
+				return err
 			}
 			if cfg.handlers, err = standardHandlers(noopTypes, webhook.Config{AllowPrivate: allowPrivate, AllowPlain: allowPrivate}); err != nil {
 				return err
 			}
 			ctx := cmd.Context()
-			if create {
-				if err := createTopics(ctx, &cfg, partitions); err != nil {
-					return err
+			g := newGroup()
+			if cfg.has(roleBroker) {
+				broker.sync, broker.partitions = cfg.sync, devPartitions
+				if cmd.Flags().Changed("partitions") {
+					broker.partitions = partitions
+				}
+				if err := startBroker(ctx, g, broker, &cfg); err != nil {
+					return stopped(ctx, g, err)
 				}
 			}
-			g := newGroup()
+			if create {
+				if err := createTopics(ctx, &cfg, partitions); err != nil {
+					return stopped(ctx, g, err)
+				}
+			}
 			s, err := startService(ctx, g, cfg)
 			if err != nil {
-				return errors.Join(err, g.stop())
+				return stopped(ctx, g, err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "opstream runs %s over %s.\n", strings.Join(cfg.roles, ", "), strings.Join(cfg.brokers, ","))
 			if s.url != "" {
@@ -77,16 +103,55 @@ are SQLite's in this version).`,
 	}
 	brokersFlag(c, &cfg.brokers)
 	fl := c.Flags()
-	fl.StringSliceVar(&cfg.roles, "roles", nil, "what this process does: "+strings.Join(allRoles, ", "))
+	fl.StringSliceVar(&cfg.roles, "roles", nil, "what this process does: "+strings.Join(serveRoles, ", "))
 	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
-	fl.StringVar(&cfg.database, "database", "", "SQLite file of the tables (projector); empty keeps them in memory")
+	fl.StringVar(&cfg.database, "database", "", "SQLite file of the tables (projector); empty keeps them in memory, or in --data")
+	fl.StringVar(&broker.data, "data", "", "folder for the log; created when missing (broker)")
+	fl.StringVar(&broker.kafka, "kafka", defaultBroker, "loopback address at which the broker speaks Kafka's protocol (broker)")
+	fl.BoolVar(&cfg.sync, "sync", false, "write every append through to the disk: survives a power cut, costs speed (broker, projector)")
 	fl.StringVar(&cfg.listen, "listen", defaultListen, "address of the API and its page (api)")
 	fl.BoolVar(&create, "create-topics", false, "create the topics that are missing")
-	fl.Int32Var(&partitions, "partitions", schemas.DefaultPartitions, "partitions of topics that are created")
+	fl.Int32Var(&partitions, "partitions", schemas.DefaultPartitions, "partitions of topics that are created (broker: of a new data folder, 4 unless given)")
 	fl.StringSliceVar(&noopTypes, "noop", nil, "more operation types that the handler noop serves (worker)")
 	fl.BoolVar(&allowPrivate, "webhook-private", false, "let webhooks call private addresses and plain http (worker)")
 	fl.IntVar(&cfg.slots, "slots", 64, "handlers that run at once (worker)")
 	fl.DurationVar(&cfg.lease, "lease", 15*time.Second, "a worker that is silent for longer has lost its attempts")
 	fl.StringVar(&logLevel, "log", "info", "debug, info, warn or error")
 	return c
+}
+
+// checkBrokerFlags refuses flags that contradict one another, and derives those that follow from others.
+func checkBrokerFlags(cmd *cobra.Command, cfg *serviceConfig, broker devFlags) error {
+	var faults []error
+	if cfg.has(roleBroker) {
+		if broker.data == "" {
+			faults = append(faults, errors.New("expected --data DIR, the folder for the log, with the role broker"))
+		}
+		if cmd.Flags().Changed("brokers") {
+			faults = append(faults, errors.New("expected no --brokers with the role broker: the other roles of this process use its own; --kafka says where it listens"))
+		}
+		if cfg.database == "" && cfg.has(roleProjector) {
+			cfg.database = filepath.Join(broker.data, databaseFile)
+		}
+	} else {
+		for _, name := range []string{"data", "kafka"} {
+			if cmd.Flags().Changed(name) {
+				faults = append(faults, fmt.Errorf("expected the role broker with --%s, which is about nothing else", name))
+			}
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	return nil
+}
+
+// openTables opens the SQLite file. What is in it can be made again, so nothing that is wrong with it is worth more than a new
+// one; but whether a file may go is for people to say.
+func openTables(ctx context.Context, cfg *serviceConfig) (*sqlite.Store, error) {
+	store, err := sqlite.Open(ctx, cfg.database, sqlite.Options{Sync: cfg.sync})
+	if err != nil && ctx.Err() == nil && cfg.database != "" {
+		return nil, fmt.Errorf("%w; if the file is damaged, remove %s* and start again: the tables are made again from the journal", err, cfg.database)
+	}
+	return store, err
 }

@@ -105,7 +105,7 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	}
 	client := cfg.clientOptions()
 	if cfg.has(roleProjector) {
-		if s.store, err = sqlite.Open(ctx, cfg.database, sqlite.Options{Sync: cfg.sync}); err != nil {
+		if s.store, err = openTables(ctx, &cfg); err != nil {
 			return nil, err
 		}
 		g.start("store", func(ctx context.Context) error {

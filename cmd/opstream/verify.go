@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/projections"
 	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/projections/sqlite"
@@ -55,10 +57,11 @@ func newVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify (--data DIR | --database FILE)",
 		Short: "Compare the tables with the journal, row by row",
-		Long: `verify reads the whole journal, checks its chain, folds the events by themselves and
-compares what comes out with every row of the tables: operations, their histories, refused
-commands, counts and positions. The service may run meanwhile; what the tables do not have
-yet is reported as how far they are behind, not as a difference.
+		Long: `verify reads the journal up to where the tables stand, checks its chain, folds the events
+by themselves and compares what comes out with every row of the tables: operations, their
+histories, refused commands, counts and positions. The service may run meanwhile; what the tables do not have
+yet is reported as how far they are behind, not as a difference. With --data and without
+--brokers the service need not run: the folder's own journal is read.
 
 The exit code is 6 when the tables are not what the journal says. They can then be thrown
 away and made again from it. A chain that is broken ends verify with exit code 1.`,
@@ -71,6 +74,13 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 				return err
 			}
 			ctx := cmd.Context()
+			if data != "" && !cmd.Flags().Changed("brokers") && os.Getenv("OPSTREAM_BROKERS") == "" {
+				// The folder's own journal, when the service does not run: the default broker may be another one's.
+				if broker, err := openStopped(ctx, data); err == nil {
+					defer func() { _ = broker.Close() }() // nothing was written
+					brokers = broker.Addrs()
+				}
+			}
 			j, err := openJournal(ctx, brokers, prefix)
 			if err != nil {
 				return err
@@ -116,6 +126,14 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 	fl.StringVar(&database, "database", "", "SQLite file of the tables (also as sqlite:FILE)")
 	output.add(c)
 	return c
+}
+
+// openStopped starts the broker of a data folder whose service does not run. It fails when it does.
+func openStopped(ctx context.Context, data string) (*embedded.Broker, error) {
+	if _, err := os.Stat(filepath.Join(data, "log")); err != nil {
+		return nil, fmt.Errorf("find the log in the data folder: %w", err)
+	}
+	return embedded.Open(ctx, embedded.Config{Dir: data, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // tablesFile finds the SQLite file. It must be there: opening another one would make empty tables.

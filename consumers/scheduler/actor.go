@@ -86,7 +86,7 @@ func (a *actor) run(ctx context.Context) error {
 	}
 	a.log.Info("partition recovered", "live", a.engine.Live(), "end", int64(a.engine.End()), "took", time.Since(began).Round(time.Millisecond))
 
-	a.engine.Open(a.s.cfg.Owner, now())
+	a.engine.Open(a.s.cfg.Owner, a.s.cfg.now())
 	a.opened = a.engine.End() - 1
 	a.append()
 	for len(a.flying) > 0 { // a new owner learns here whether it knows the end
@@ -98,7 +98,7 @@ func (a *actor) run(ctx context.Context) error {
 		}
 	}
 	a.resumeEffects()
-	a.engine.Grace(now())
+	a.engine.Grace(a.s.cfg.now())
 	a.s.fetch.begin(a, a.engine.Positions())
 	defer a.s.fetch.end(a)
 	a.seen.active.Store(true)
@@ -113,13 +113,11 @@ func stopOr(ctx context.Context, err error) error {
 	return err
 }
 
-func now() operation.Time { return operation.TimeOf(time.Now()) }
-
 // work is the actor's loop: acknowledgements and their effects first, then inputs, then what follows from the state.
 func (a *actor) work(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	resend := now().Add(resendEvery)
+	resend := a.s.cfg.now().Add(resendEvery)
 	cause := operation.Cause{Topic: "clock"}
 	for {
 		if err := a.acknowledge(); err != nil {
@@ -128,7 +126,7 @@ func (a *actor) work(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return a.leave(ctx)
 		}
-		t := now()
+		t := a.s.cfg.now()
 		quiet := a.points.due(a, t)
 		if quiet && len(a.flying) == 0 {
 			a.points.write(a, t)
@@ -161,7 +159,7 @@ func (a *actor) work(ctx context.Context) error {
 			next = t.Add(time.Minute)
 		}
 		// A lease that has run out is confirmed by the fetcher, which wakes the actor: no need to spin meanwhile.
-		timer.Reset(max(next.Sub(now()), time.Millisecond))
+		timer.Reset(max(next.Sub(a.s.cfg.now()), time.Millisecond))
 		if next <= t {
 			timer.Reset(20 * time.Millisecond)
 		}
@@ -334,7 +332,7 @@ func (a *actor) leave(ctx context.Context) error {
 		}
 	}
 	if a.points.dirty() {
-		a.points.write(a, now())
+		a.points.write(a, a.s.cfg.now())
 		a.points.flush(grace, a)
 	}
 	return nil

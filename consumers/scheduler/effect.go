@@ -38,7 +38,7 @@ func (a *actor) tell(s *operation.State, item bool) {
 		rec = schemas.EncodeItem(a.s.cfg.Topics, &schemas.Item{
 			Session: s.Session, Partition: a.p, Place: place, Low: a.outbox.Low(s.Session, place),
 			Org: s.Org, ID: s.ID, Attempt: s.Attempt, Failures: s.Failures,
-			Request: s.Request, Carry: s.Carry, SentAt: now(),
+			Request: s.Request, Carry: s.Carry, SentAt: a.s.cfg.now(),
 		})
 	} else {
 		rec = schemas.EncodeStop(a.s.cfg.Topics, &schemas.Stop{

@@ -53,7 +53,7 @@ type audit struct {
 func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, hear func(heard)) (*fetcher, error) {
 	// Heartbeats of one lease back are enough: whoever has sent none since is silent.
 	topic := cfg.Topics.Sessions()
-	since := time.Now().Add(-max(cfg.Engine.Lease, 15*time.Second))
+	since := cfg.Now().Add(-max(cfg.Engine.Lease, 15*time.Second))
 	offsets, err := admin.ListOffsetsAfterMilli(ctx, since.UnixMilli(), topic)
 	if err != nil {
 		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
@@ -103,7 +103,7 @@ func (f *fetcher) run(ctx context.Context) {
 				f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
 			}
 		}
-		now := operation.TimeOf(time.Now())
+		now := f.cfg.now()
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if len(p.Records) == 0 {
 				return
@@ -207,7 +207,7 @@ func (f *fetcher) askSilence(ctx context.Context) {
 			return
 		}
 		f.asking = true
-		at := operation.TimeOf(time.Now())
+		at := f.cfg.now()
 		go func() {
 			ends, err := f.admin.ListEndOffsets(ctx, f.cfg.Topics.Sessions())
 			end, ok := ends.Lookup(f.cfg.Topics.Sessions(), 0)

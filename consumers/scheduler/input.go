@@ -131,7 +131,7 @@ func (a *actor) bury(rec *kgo.Record, why error) {
 	if bad, ok := schemas.IsDecodeError(why); ok {
 		code = bad.Code
 	}
-	dead := schemas.DeadLetter(a.s.cfg.Topics, rec, code, why.Error(), a.s.cfg.Owner, now())
+	dead := schemas.DeadLetter(a.s.cfg.Topics, rec, code, why.Error(), a.s.cfg.Owner, a.s.cfg.now())
 	a.log.Warn("input cannot be read", "topic", rec.Topic, "offset", rec.Offset, "err", why)
 	a.s.out.Produce(a.s.ctx, dead, func(_ *kgo.Record, err error) {
 		if err != nil {

@@ -39,7 +39,10 @@ type Config struct {
 	InFlightMax int
 	// QueueMax is the number of requests, and of reports, of one partition that may wait in memory. Default 8192.
 	QueueMax int
-	Logger   *slog.Logger // Default slog.Default()
+	// Now reads this machine's wall clock. It may be wrong, and may be set: nothing but the times that people see depends on
+	// it. Default time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger // Default slog.Default()
 }
 
 func (c Config) withDefaults() Config {
@@ -61,11 +64,17 @@ func (c Config) withDefaults() Config {
 	if c.QueueMax == 0 {
 		c.QueueMax = 8192
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
 	return c
 }
+
+// now is the wall clock's time.
+func (c *Config) now() operation.Time { return operation.TimeOf(c.Now()) }
 
 // Scheduler owns partitions and runs an actor for each. Make it with [New], run it once with [Scheduler.Run].
 type Scheduler struct {

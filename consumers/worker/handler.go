@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/schemas"
 )
 
 // A Handler runs operations of one type. It is called from many goroutines at once.
@@ -130,19 +131,27 @@ func (o *Operation) SaveCheckpoint(ctx context.Context, v any) error {
 	return o.reporter.SaveCheckpoint(ctx, value)
 }
 
-// marshal makes JSON of v; nil stays nil. Raw JSON is taken as it is, if it is JSON.
+// marshal makes JSON of v; nil stays nil. Raw JSON is taken as it is, if it is JSON that a report may hold: one that the
+// scheduler cannot read would be no report at all, and the attempt would never end.
 func marshal(v any) (json.RawMessage, error) {
-	switch v := v.(type) {
-	case nil:
+	if v == nil {
 		return nil, nil
-	case json.RawMessage:
-		if len(v) == 0 {
-			return nil, nil
-		}
-		if !json.Valid(v) {
-			return nil, errors.New("expected JSON, but the raw message is none")
-		}
-		return v, nil
 	}
-	return json.Marshal(v)
+	value, isRaw := v.(json.RawMessage)
+	if !isRaw {
+		var err error
+		if value, err = json.Marshal(v); err != nil {
+			return nil, err
+		}
+	}
+	if len(value) == 0 {
+		return nil, nil
+	}
+	if len(value) > schemas.MaxBatchBytes {
+		return value, nil // whatever it is, fits says that it is too large
+	}
+	if err := schemas.CheckJSON(value, len(value)); err != nil {
+		return nil, fmt.Errorf("expected JSON that a report may hold, but: %w", err)
+	}
+	return value, nil
 }

@@ -231,6 +231,10 @@ func (s *service) steer(w http.ResponseWriter, r *http.Request, cmd *operation.C
 	if err != nil {
 		return err
 	}
+	// The scheduler's own decoder judges it: what that could not read would be set aside, and never be answered.
+	if _, err := schemas.DecodeCommand(schemas.EncodeCommand(schemas.Topics{}, cmd, []byte(key))); err != nil {
+		return refused(err)
+	}
 	return s.do(w, r, cmd, key, func(o *api.Operation) bool { return o.Settled() })
 }
 
@@ -239,6 +243,11 @@ func (s *service) steer(w http.ResponseWriter, r *http.Request, cmd *operation.C
 func (s *service) locate(r *http.Request, cmd *operation.Command) (string, error) {
 	query := r.URL.Query()
 	explicit, token := query.Get("partitionKey"), query.Get("dependencyToken")
+	for name, text := range map[string]string{"partitionKey": explicit, "dependencyToken": token} {
+		if len(text) > schemas.MaxText {
+			return "", api.NewProblem(api.InvalidParameter, "expected at most %d bytes, as of any request, but got %d", schemas.MaxText, len(text)).At(name)
+		}
+	}
 	if explicit != "" || token != "" || s.Locator == nil {
 		return operation.Key(cmd.Org, explicit, token, cmd.ID), nil
 	}

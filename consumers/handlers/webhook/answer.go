@@ -17,6 +17,7 @@ import (
 
 	"github.com/opstream/opstream/consumers/worker"
 	"github.com/opstream/opstream/domain/retry"
+	"github.com/opstream/opstream/schemas"
 )
 
 // The codes of failures.
@@ -169,6 +170,10 @@ func result(r *http.Response, body []byte, whole bool) Result {
 		out.Omitted = "not_json"
 	default:
 		out.Body = body
+		// A report must be able to hold it: a member that is named twice, or too many levels, are JSON to most but not to us.
+		if data, err := json.Marshal(out); err != nil || schemas.CheckJSON(data, len(data)) != nil {
+			out.Body, out.Omitted = nil, "not_json"
+		}
 	}
 	return out
 }

@@ -1,0 +1,622 @@
+package simulation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/consumers/scheduler"
+	"github.com/opstream/opstream/consumers/worker"
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/producers/answers"
+	"github.com/opstream/opstream/producers/command"
+	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/projector"
+	"github.com/opstream/opstream/schemas"
+)
+
+// ref names an operation: the same id may live in two partitions, when it comes with two tokens.
+type ref struct {
+	partition int32
+	org       string
+	id        operation.ID
+}
+
+func (r ref) String() string { return fmt.Sprintf("%s/%s on %d", r.org, r.id, r.partition) }
+
+// entry is a record of the journal.
+type entry struct {
+	at     time.Duration // when its writer sent it, by the world's time
+	valid  bool
+	event  operation.Event
+	status operation.Status // of its operation after it
+}
+
+// track is what the journal says of an operation.
+type track struct {
+	state      operation.State
+	free       operation.Place // of the event since which no predecessor holds it back
+	retried    operation.Place // of the last retry by hand
+	dispatched map[operation.Attempt]time.Duration
+	succeeded  operation.Attempt
+}
+
+// fold is the journal as a reader who trusts nobody has it.
+type fold struct {
+	entries map[int32][]entry
+	ops     map[ref]*track
+	order   []ref
+	causes  map[int32]map[operation.Cause]bool
+	deleted map[ref]bool // without having been
+	void    int
+	events  int
+	bad     []string
+}
+
+// reader is a Kafka client without faults.
+func (w *world) reader(opts ...kgo.Opt) ([]kgo.Opt, *kgo.Client, error) {
+	all := append([]kgo.Opt{
+		kgo.SeedBrokers(address), kgo.Dialer(w.net.virtual.DialContext), kgo.DisableClientMetrics(),
+		kgo.MetadataMinAge(50 * time.Millisecond), kgo.FetchMaxWait(100 * time.Millisecond),
+	}, opts...)
+	c, err := kgo.NewClient(all...)
+	return all, c, err
+}
+
+// records reads a whole topic.
+func (w *world) records(ctx context.Context, topic string) (map[int32][]*kgo.Record, error) {
+	_, c, err := w.reader()
+	if err != nil {
+		return nil, err
+	}
+	ends, err := kadm.NewClient(c).ListEndOffsets(ctx, topic)
+	c.Close()
+	if err != nil {
+		return nil, err
+	}
+	from, left := map[int32]kgo.Offset{}, map[int32]int64{}
+	for n, o := range ends[topic] {
+		if o.Offset > 0 {
+			from[n], left[n] = kgo.NewOffset().At(0), o.Offset
+		}
+	}
+	out := map[int32][]*kgo.Record{}
+	if len(left) == 0 {
+		return out, nil
+	}
+	if _, c, err = w.reader(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from})); err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	for len(left) > 0 {
+		fetches := c.PollFetches(ctx)
+		if errs := fetches.Errors(); len(errs) > 0 {
+			return nil, fmt.Errorf("read %s: %w", topic, errs[0].Err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			out[r.Partition] = append(out[r.Partition], r)
+			if r.Offset+1 >= left[r.Partition] {
+				delete(left, r.Partition)
+			}
+		})
+	}
+	return out, nil
+}
+
+// fold reads the journal and judges it.
+func (w *world) fold(ctx context.Context) (*fold, error) {
+	records, err := w.records(ctx, w.topics.Journal())
+	if err != nil {
+		return nil, err
+	}
+	f := &fold{entries: map[int32][]entry{}, ops: map[ref]*track{}, causes: map[int32]map[operation.Cause]bool{}, deleted: map[ref]bool{}}
+	for n := range w.plan.Partitions {
+		f.causes[n] = map[operation.Cause]bool{}
+		var chain schemas.Chain
+		part := folding{f: f, n: n, tokens: map[[2]string][]*track{}, read: map[string]int64{}}
+		for _, rec := range records[n] {
+			e := entry{at: rec.Timestamp.Sub(w.history.began)}
+			verdict, err := chain.Check(rec)
+			if err != nil {
+				f.faulty("journal %d: %v", n, err)
+				break
+			}
+			if e.event, err = schemas.DecodeEvent(rec); err != nil {
+				f.faulty("journal %d offset %d cannot be read: %v", n, rec.Offset, err)
+				break
+			}
+			if e.valid = verdict == schemas.Valid; e.valid {
+				f.events++
+				part.apply(&e, operation.Place(rec.Offset))
+			} else {
+				f.void++
+			}
+			f.entries[n] = append(f.entries[n], e)
+		}
+	}
+	return f, nil
+}
+
+func (f *fold) faulty(format string, args ...any) {
+	f.bad = append(f.bad, fmt.Sprintf(format, args...))
+}
+
+// folding is the fold of one partition.
+type folding struct {
+	f      *fold
+	n      int32
+	now    operation.Time
+	read   map[string]int64
+	tokens map[[2]string][]*track
+}
+
+func (p *folding) apply(e *entry, place operation.Place) {
+	ev := &e.event
+	say := func(format string, args ...any) {
+		p.f.faulty("journal %d-%d (%s %s/%s): %s", p.n, place, ev.Kind, ev.Org, ev.ID, fmt.Sprintf(format, args...))
+	}
+	if ev.At < p.now {
+		say("time goes back from %s to %s", p.now.Go(), ev.At.Go())
+	}
+	p.now = ev.At
+	switch ev.Cause.Topic {
+	case schemas.TopicRequests, schemas.TopicReports, schemas.TopicSignals:
+		if last := p.read[ev.Cause.Topic]; ev.Cause.Offset < last {
+			say("it was decided because of %s %d after one because of %d: an input was read twice", ev.Cause.Topic, ev.Cause.Offset, last)
+		}
+		p.read[ev.Cause.Topic] = ev.Cause.Offset
+		p.f.causes[p.n][ev.Cause] = true
+	}
+	if !ev.Kind.Changes() {
+		r := ref{p.n, ev.Org, ev.ID}
+		if t := p.f.ops[r]; t != nil {
+			e.status = t.state.Status
+		}
+		return
+	}
+	r := ref{p.n, ev.Org, ev.ID}
+	t := p.f.ops[r]
+	if t == nil {
+		if ev.Kind == operation.Deleted { // what never was may be deleted, and never is from then on
+			p.f.deleted[r] = true
+			return
+		}
+		t = &track{dispatched: map[operation.Attempt]time.Duration{}}
+		p.f.ops[r] = t
+		p.f.order = append(p.f.order, r)
+	}
+	before := t.state
+	t.state.Apply(ev, place)
+	s := &t.state
+	e.status = s.Status
+	if before.Status == operation.StatusAbsent && ev.Kind != operation.Requested {
+		say("it was not requested")
+		return
+	}
+	if before.Status.Terminal() && (ev.Kind != operation.Retried || before.Status != operation.StatusFailed) && (ev.Kind != operation.Deleted || before.Status == operation.StatusDeleted) {
+		say("it had ended: %s", before.Status)
+	}
+	switch ev.Kind {
+	case operation.Requested:
+		if before.Status != operation.StatusAbsent {
+			say("it was requested before")
+		}
+		if q := ev.Request; q.DependencyToken != "" {
+			key := [2]string{ev.Org, q.DependencyToken}
+			p.tokens[key] = append(p.tokens[key], t)
+		}
+	case operation.Retried:
+		t.retried = place
+	case operation.Dispatched:
+		if before.Status != operation.StatusReady || ev.Attempt != before.Attempt+1 {
+			say("it was %s after attempt %d, and now attempt %d is dispatched", before.Status, before.Attempt, ev.Attempt)
+		}
+		t.dispatched[ev.Attempt] = e.at
+		p.inOrder(t, say)
+	case operation.Started, operation.Progressed, operation.Returned, operation.Succeeded, operation.AttemptFailed,
+		operation.LeaseWasLost, operation.Yielded, operation.Failed, operation.PauseRequested, operation.CancelRequested:
+		if !before.Open(ev.Attempt, ev.Session) {
+			say("attempt %d of session %s is not the open one: %s, attempt %d of %s", ev.Attempt, ev.Session, before.Status, before.Attempt, before.Session)
+		}
+	}
+	if ev.Kind == operation.Succeeded {
+		t.succeeded = ev.Attempt
+	}
+	if s.Holds&operation.HoldDependency != 0 {
+		t.free = math.MaxInt64
+	} else if before.Holds&operation.HoldDependency != 0 || before.Status == operation.StatusAbsent || ev.Kind == operation.Retried {
+		t.free = place
+	}
+}
+
+// inOrder checks that a token's operations run one after another, in the order of their requests.
+func (p *folding) inOrder(t *track, say func(string, ...any)) {
+	q := t.state.Request
+	if q.DependencyToken == "" {
+		return
+	}
+	for _, other := range p.tokens[[2]string{t.state.Org, q.DependencyToken}] {
+		o := &other.state
+		switch {
+		case other == t || o.Status.Terminal():
+		case o.Status.Locked():
+			say("%s of the same token is %s", o.ID, o.Status)
+		case o.RequestedPlace < t.state.RequestedPlace && other.retried < t.free:
+			say("%s of the same token came before it and is %s", o.ID, o.Status)
+		}
+	}
+}
+
+// drainWithin bounds the quiet phase, in virtual time: leases, back-offs and time limits are seconds.
+const drainWithin = 4 * time.Minute
+
+// drain resumes what waits for people, until everything has ended.
+func (w *world) drain(ctx context.Context, res *Result) error {
+	opts, c, err := w.reader()
+	if err != nil {
+		return err
+	}
+	c.Close()
+	begin, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	operator, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: opts})
+	if err != nil {
+		return fmt.Errorf("operator: %w", err)
+	}
+	reading, stop := context.WithCancel(ctx)
+	read := make(chan error, 1)
+	go func() { read <- operator.Run(reading) }()
+	defer func() {
+		stop()
+		<-read
+		closing, end := context.WithTimeout(ctx, 3*time.Second)
+		defer end()
+		_ = operator.Close(closing) // everything was answered, or is a violation already
+	}()
+	began := w.history.now()
+	for round := 0; ; round++ {
+		w.at(w.history.now() + 2*time.Second)
+		f, err := w.fold(ctx)
+		if err != nil {
+			return err
+		}
+		unread, err := w.unread(ctx, f)
+		if err != nil {
+			return err
+		}
+		live := f.live()
+		if len(live) == 0 && len(unread) == 0 {
+			w.level(ctx)
+			return nil
+		}
+		if w.history.now()-began > drainWithin {
+			for _, r := range live {
+				s := &f.ops[r].state
+				w.violation("%s has not ended within %s of quiet: %s %s, attempt %d at %q, blocked by %q", r, drainWithin, s.Status, s.Wait(), s.Attempt, s.Session, s.BlockedBy)
+			}
+			for _, text := range unread {
+				w.violation("after %s of quiet nothing has come of %s", drainWithin, text)
+			}
+			return nil
+		}
+		for _, r := range live {
+			s := &f.ops[r].state
+			if s.Status != operation.StatusWaiting || s.Holds == operation.HoldDependency && !s.Blocked {
+				continue
+			}
+			cmd := &operation.Command{Kind: operation.Resume, Org: r.org, ID: r.id, CommandID: fmt.Sprintf("quiet-%d-%s", round, r.id), By: operation.By{Who: "operator"}}
+			key := s.Request.Key()
+			o := opPlan{org: r.org, id: string(r.id), key: s.Request.ExplicitKey, token: s.Request.DependencyToken}
+			if o.target() != key {
+				w.violation("%s: expected the key %q, but it is %q", r, o.target(), key)
+			}
+			w.give("operator", &voice{answers: operator, ctx: reading}, commandPlan{timeout: 5 * time.Second}, &o, cmd)
+		}
+		w.calling.Wait()
+	}
+}
+
+// live lists the operations that have not ended.
+func (f *fold) live() []ref {
+	var out []ref
+	for _, r := range f.order {
+		if !f.ops[r].state.Status.Terminal() {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// unread lists the requests that no event names as its cause.
+func (w *world) unread(ctx context.Context, f *fold) ([]string, error) {
+	records, err := w.records(ctx, w.topics.Requests())
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for n := range w.plan.Partitions {
+		for _, rec := range records[n] {
+			if !f.causes[n][operation.Cause{Topic: schemas.TopicRequests, Offset: rec.Offset}] {
+				cmd, err := schemas.DecodeCommand(rec)
+				out = append(out, fmt.Sprintf("request %d-%d (%s %s/%s, %v)", n, rec.Offset, cmd.Kind, cmd.Org, cmd.ID, err))
+			}
+		}
+	}
+	return out, nil
+}
+
+// level waits until the tables have everything.
+func (w *world) level(ctx context.Context) {
+	ends := map[int32]int64{}
+	for n := range w.plan.Partitions {
+		ends[n] = w.kafka.PartitionInfo(w.topics.Journal(), n).HighWatermark
+	}
+	for i := range w.plan.Projectors {
+		p := w.parts[fmt.Sprintf("projector%d", i)]
+		_, ready := p.current()
+		pr, ok := ready.(*projector.Projector)
+		if !ok {
+			w.violation("%s does not run in the quiet phase", p.name)
+			continue
+		}
+		for n, end := range ends {
+			if end == 0 {
+				continue
+			}
+			waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
+			err := pr.WaitFor(waiting, n, operation.Place(end-1))
+			cancel()
+			if err != nil {
+				w.violation("the tables of %s do not come level: %v", p.name, err)
+			}
+		}
+	}
+}
+
+// check judges the whole history.
+func (w *world) check(ctx context.Context, res *Result) error {
+	f, err := w.fold(ctx)
+	if err != nil {
+		return err
+	}
+	w.tell(f)
+	for _, text := range f.bad {
+		w.violation("%s", text)
+	}
+	w.checkCalls(f)
+	w.checkHandlers(f)
+	if err := w.checkRecovery(ctx); err != nil {
+		return err
+	}
+	if err := w.checkTables(ctx); err != nil {
+		return err
+	}
+	h := w.history
+	res.Stats.Operations, res.Stats.Calls, res.Stats.Handlers = len(f.ops), len(h.calls), len(h.runs)
+	res.Stats.Events, res.Stats.Void = f.events, f.void
+	for _, k := range h.calls {
+		if k.err == nil {
+			res.Stats.Answers++
+		}
+	}
+	return nil
+}
+
+// tell adds the journal to the history.
+func (w *world) tell(f *fold) {
+	w.history.mu.Lock()
+	defer w.history.mu.Unlock()
+	for n, entries := range f.entries {
+		for at, e := range entries {
+			ev := &e.event
+			text := fmt.Sprintf("%d-%d %s", n, at, ev.Kind)
+			if !e.valid {
+				text += " VOID"
+			}
+			if ev.ID != "" {
+				text += fmt.Sprintf(" %s/%s", ev.Org, ev.ID)
+			}
+			if ev.Attempt > 0 {
+				text += fmt.Sprintf(" attempt %d session %.8s", ev.Attempt, ev.Session)
+			}
+			if ev.Request != nil && ev.Request.DependencyToken != "" {
+				text += " token " + ev.Request.DependencyToken
+			}
+			if ev.Upstream != "" {
+				text += fmt.Sprintf(" upstream %s", ev.Upstream)
+			}
+			if ev.Holds != 0 {
+				text += fmt.Sprintf(" holds %b", ev.Holds)
+			}
+			if ev.CommandID != "" {
+				text += fmt.Sprintf(" command %s", ev.CommandID)
+			}
+			if ev.Code != "" {
+				text += fmt.Sprintf(" %s %s", ev.Command, ev.Code)
+			}
+			if ev.Failure != nil {
+				text += " failure " + ev.Failure.Code
+			}
+			if ev.Owner != "" {
+				text += " by " + ev.Owner
+			}
+			text += fmt.Sprintf(" because of %s/%d at %s", ev.Cause.Topic, ev.Cause.Offset, ev.At.Go().Format("15:04:05.000"))
+			w.history.lines = append(w.history.lines, line{e.at, "journal", text})
+		}
+	}
+}
+
+func (w *world) checkCalls(f *fold) {
+	ids := map[string]int{}
+	for _, k := range w.history.calls {
+		if k.sent.CommandID != "" {
+			ids[k.sent.CommandID]++
+		}
+	}
+	for _, k := range w.history.calls {
+		what := fmt.Sprintf("%s's %s %s/%s (command %q) at %s", k.who, k.sent.Kind, k.sent.Org, k.sent.ID, k.sent.CommandID, k.began)
+		if k.err != nil || k.acked {
+			r := ref{schemas.PartitionFor([]byte(k.op.target()), w.plan.Partitions), k.sent.Org, k.sent.ID}
+			if k.acked && k.sent.Kind == operation.Submit && f.ops[r] == nil && !f.deleted[r] {
+				w.violation("%s was safe on the log, but there is no such operation", what)
+			}
+			if errors.Is(k.err, command.ErrUnavailable) && !errors.Is(k.err, command.ErrOutcomeUnknown) && ids[k.sent.CommandID] == 1 {
+				for n, entries := range f.entries {
+					for at, e := range entries {
+						if e.valid && e.event.CommandID == k.sent.CommandID {
+							w.violation("%s was answered with %q, but journal %d-%d is of it", what, k.err, n, at)
+						}
+					}
+				}
+			}
+			continue
+		}
+		a := k.answer
+		entries := f.entries[a.Partition]
+		if int64(a.Place) >= int64(len(entries)) || !entries[a.Place].valid {
+			w.violation("%s was answered with the position %d-%d, which is void or not there", what, a.Partition, a.Place)
+			continue
+		}
+		e := entries[a.Place]
+		ev := &e.event
+		if ev.Kind != a.Event || ev.Org != k.sent.Org || ev.ID != k.sent.ID || ev.CommandID != k.sent.CommandID && k.sent.Kind != operation.Submit {
+			w.violation("%s was answered with the position %d-%d as %s, but there is %s %s/%s of command %q", what, a.Partition, a.Place, a.Event, ev.Kind, ev.Org, ev.ID, ev.CommandID)
+			continue
+		}
+		if (ev.Kind == operation.Rejected) != (a.Rejection != nil) || a.Rejection != nil && a.Rejection.Code != ev.Code {
+			w.violation("%s was answered with %v, but the journal says %q at %d-%d", what, a.Rejection, ev.Code, a.Partition, a.Place)
+		}
+		if a.Rejection == nil && a.Status != e.status && e.status != operation.StatusAbsent {
+			w.violation("%s was answered that the operation is %s, but at %d-%d it is %s", what, a.Status, a.Partition, a.Place, e.status)
+		}
+	}
+}
+
+// until is when a handler has no say any more: it returned, its process fell, it was told that its lease is lost, or it was given up.
+func (w *world) until(r *handlerRun, t *track) time.Duration {
+	end := r.ended
+	if end < 0 {
+		end = math.MaxInt64
+	}
+	limit := w.plan.TimeLimit
+	if q := t.state.Request; q != nil && q.TimeLimit > 0 {
+		limit = q.TimeLimit
+	}
+	end = min(end, r.began+limit+returnGrace)
+	if r.interrupted >= 0 && errors.Is(r.cause, worker.ErrLeaseLost) {
+		end = min(end, r.interrupted)
+	}
+	return end
+}
+
+func (w *world) checkHandlers(f *fold) {
+	type lane struct {
+		partition int32
+		org, name string
+	}
+	lanes := map[lane][]*handlerRun{}
+	ran := map[ref]map[operation.Attempt]*handlerRun{}
+	for _, r := range w.history.runs {
+		at := ref{r.partition, r.org, r.id}
+		t := f.ops[at]
+		if t == nil {
+			w.violation("a handler ran %s, which the journal does not know", at)
+			continue
+		}
+		if ran[at] == nil {
+			ran[at] = map[operation.Attempt]*handlerRun{}
+		}
+		if first := ran[at][r.attempt]; first != nil {
+			w.violation("attempt %d of %s was run twice: on %s at %s, and on %s at %s", r.attempt, at, first.host.name, first.began, r.host.name, r.began)
+		}
+		ran[at][r.attempt] = r
+		switch sent, ok := t.dispatched[r.attempt]; {
+		case !ok:
+			w.violation("attempt %d of %s was run on %s at %s, but the journal has not dispatched it", r.attempt, at, r.host.name, r.began)
+		case sent > r.began:
+			w.violation("attempt %d of %s was run on %s at %s, before it was dispatched at %s", r.attempt, at, r.host.name, r.began, sent)
+		}
+		lanes[lane{r.partition, r.org, "operation " + string(r.id)}] = append(lanes[lane{r.partition, r.org, "operation " + string(r.id)}], r)
+		if token := t.state.Request.DependencyToken; token != "" {
+			lanes[lane{r.partition, r.org, "token " + token}] = append(lanes[lane{r.partition, r.org, "token " + token}], r)
+		}
+	}
+	for l, runs := range lanes {
+		slices.SortStableFunc(runs, func(a, b *handlerRun) int { return int(a.began - b.began) })
+		var busy *handlerRun
+		for _, r := range runs {
+			if busy != nil {
+				if end := w.until(busy, f.ops[ref{busy.partition, busy.org, busy.id}]); end > r.began {
+					w.violation("%s of %s on %d: attempt %d of %s ran on %s from %s to %s, and attempt %d of %s began on %s at %s",
+						l.name, l.org, l.partition, busy.attempt, busy.id, busy.host.name, busy.began, end, r.attempt, r.id, r.host.name, r.began)
+				}
+			}
+			busy = r
+		}
+	}
+	for _, at := range f.order {
+		if t := f.ops[at]; t.succeeded > 0 && ran[at][t.succeeded] == nil {
+			w.violation("%s succeeded in attempt %d, which nobody ran", at, t.succeeded)
+		}
+	}
+}
+
+func (w *world) checkRecovery(ctx context.Context) error {
+	opts, c, err := w.reader()
+	if err != nil {
+		return err
+	}
+	c.Close()
+	cfg := w.schedulerConfig(w.newHost("checker"), "")
+	cfg.Client = opts
+	for n := range w.plan.Partitions {
+		quick, whole, err := scheduler.Inspect(ctx, cfg, n)
+		if err != nil {
+			w.violation("partition %d cannot be recovered: %v", n, err)
+			continue
+		}
+		if quick != whole {
+			a, b := strings.Split(quick, "\n"), strings.Split(whole, "\n")
+			for i := range max(len(a), len(b)) {
+				x, y := "nothing", "nothing"
+				if i < len(a) {
+					x = a[i]
+				}
+				if i < len(b) {
+					y = b[i]
+				}
+				if x != y {
+					w.violation("partition %d recovered from checkpoints differs from the journal's fold in line %d: %q, but the journal says %q", n, i, x, y)
+					break
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) checkTables(ctx context.Context) error {
+	opts, c, err := w.reader()
+	if err != nil {
+		return err
+	}
+	c.Close()
+	for i, store := range w.stores {
+		report, err := projections.Verify(ctx, store, projector.Journal{Client: opts, Topics: w.topics})
+		if err != nil {
+			w.violation("the tables of projector%d cannot be compared: %v", i, err)
+			continue
+		}
+		for _, d := range report.Differences {
+			w.violation("projector%d: %s", i, d)
+		}
+	}
+	return nil
+}

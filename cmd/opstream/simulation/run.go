@@ -1,0 +1,307 @@
+package simulation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/producers"
+	"github.com/opstream/opstream/projections/projector"
+	"github.com/opstream/opstream/schemas"
+)
+
+// Result is what became of a seed.
+type Result struct {
+	Plan       *Plan
+	Violations []string
+	Stats      Stats
+	history    *history
+}
+
+// Stats tell what a run has tried.
+type Stats struct {
+	Virtual time.Duration // how long it took in its own time
+	Drained time.Duration // how long the quiet phase took
+
+	Operations, Calls, Answers, Handlers, Events, Void int
+}
+
+// Write shows the history, one line an event.
+func (r *Result) Write(out io.Writer) {
+	p := r.Plan
+	fmt.Fprintf(out, "seed %d: %d partitions, %d inboxes, %d schedulers, %d workers with %d slots, %d projectors, %d clients, lease %s, time limit %s\n",
+		p.Seed, p.Partitions, p.Inboxes, p.Schedulers, p.Workers, p.Slots, p.Projectors, p.Clients, p.Lease, p.TimeLimit)
+	r.history.write(out)
+}
+
+// Run carries out a plan, in a bubble of testing/synctest, and judges it.
+func Run(ctx context.Context, p *Plan) (*Result, error) {
+	w, err := newWorld(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	res := &Result{Plan: p, history: w.history}
+	living, end := context.WithCancel(ctx)
+	for _, name := range w.names {
+		w.parts[name].up(living)
+	}
+	w.unfold(living)
+	w.calm(living)
+	before := w.history.now()
+	err = w.drain(living, res)
+	res.Stats.Drained = w.history.now() - before
+	for _, name := range w.names {
+		w.parts[name].down()
+	}
+	end()
+	w.calling.Wait()
+	w.running.Wait()
+	res.Stats.Virtual = w.history.now()
+	if err == nil {
+		err = w.check(ctx, res)
+	}
+	res.Violations = w.bad
+	return res, errors.Join(err, w.close())
+}
+
+// unfold carries out commands and faults at their times.
+func (w *world) unfold(ctx context.Context) {
+	commands, faults := w.plan.Commands, w.plan.Faults
+	for len(commands) > 0 || len(faults) > 0 {
+		if len(faults) == 0 || len(commands) > 0 && commands[0].at <= faults[0].at {
+			w.at(commands[0].at)
+			w.command(commands[0])
+			commands = commands[1:]
+			continue
+		}
+		w.at(faults[0].at)
+		w.fault(ctx, faults[0])
+		faults = faults[1:]
+	}
+	w.at(w.plan.Faulty)
+}
+
+// at waits for a time of the plan.
+func (w *world) at(t time.Duration) {
+	if wait := t - w.history.now(); wait > 0 {
+		time.Sleep(wait) // sleep: virtual time, and it is the plan that says when
+	}
+}
+
+// later runs fn after d, or when the faults are over, whichever comes first.
+func (w *world) later(d time.Duration, fn func()) {
+	left := max(0, w.plan.Faulty-w.history.now())
+	time.AfterFunc(min(d, left), fn)
+}
+
+func (w *world) fault(ctx context.Context, f faultPlan) {
+	w.history.note("fault", "%s", &f)
+	p := w.parts[f.part]
+	switch f.kind {
+	case crash:
+		arrive, done := p.crash(f.late)
+		w.later(f.ghost, arrive)
+		w.later(f.lasts, func() { w.revive(ctx, p, done) })
+	case stop:
+		done := p.down()
+		w.later(f.lasts, func() { w.revive(ctx, p, done) })
+	case cutOff:
+		if l, _ := p.current(); l != nil {
+			l.host.sever()
+			w.later(f.lasts, l.host.mend)
+		}
+	case holdUp:
+		if l, _ := p.current(); l != nil {
+			l.host.hold()
+			w.later(f.lasts, l.host.release)
+		}
+	case onRequest:
+		if l, _ := p.current(); l != nil {
+			for range f.times {
+				l.host.arm(f.net)
+			}
+			w.later(f.lasts, l.host.disarm)
+		}
+	case atBroker:
+		handle := w.kafka.Fault(kfake.Fault{Keys: f.keys, Topic: schemas.DefaultPrefix + f.topic, Err: f.err, Count: f.times})
+		w.later(f.lasts, handle.Remove)
+	case clockJump:
+		p.clock.skew.Add(int64(f.by))
+	case rival:
+		p := w.add(f.part, w.scheduler(f.part))
+		p.up(ctx)
+		w.later(f.lasts, func() { p.crash(false) })
+	case rehash:
+		w.kafka.RehashCoordinators()
+	}
+}
+
+// revive starts a process again.
+func (w *world) revive(ctx context.Context, p *part, done <-chan struct{}) {
+	if p.alone && done != nil {
+		go func() {
+			select {
+			case <-done:
+				p.up(ctx)
+			case <-ctx.Done():
+			}
+		}()
+		return
+	}
+	p.up(ctx)
+}
+
+// calm ends all faults.
+func (w *world) calm(ctx context.Context) {
+	time.Sleep(10 * time.Millisecond) // sleep: virtual time, for what is due at this very moment
+	w.history.note("world", "the faults are over")
+	w.quiet.Store(true)
+	for _, name := range w.names {
+		p := w.parts[name]
+		if isRival(name) {
+			p.crash(false)
+			continue
+		}
+		l, ready := p.current()
+		if l != nil {
+			l.host.disarm()
+			l.host.mend()
+			l.host.release()
+		}
+		if pr, ok := ready.(*projector.Projector); ok && stopped(pr) {
+			// A partition that was told that its offset does not exist stops until somebody has looked.
+			w.history.note("operator", "starts %s again, which has stopped a partition", name)
+			done := p.down()
+			w.revive(ctx, p, done)
+			continue
+		}
+		p.up(ctx)
+	}
+}
+
+// stopped says whether a partition is not projected any more because the broker did not know its offset.
+func stopped(p *projector.Projector) bool {
+	for _, part := range p.Status().Partitions {
+		if errors.Is(part.Stopped, kerr.OffsetOutOfRange) {
+			return true
+		}
+	}
+	return false
+}
+
+// request makes the request of an operation.
+func (w *world) request(o *opPlan, other bool) *operation.Request {
+	q := &operation.Request{
+		ID: operation.ID(o.id), Organization: o.org, Type: o.kind, DependencyToken: o.token, ExplicitKey: o.key,
+		OnUpstreamFailure: o.upstream, Priority: o.priority, TimeLimit: o.limit, Retry: o.retry, Data: []byte(`{"n":1}`),
+	}
+	if o.postpone > 0 {
+		q.PostponeUntil = operation.TimeOf(w.history.began.Add(o.postpone))
+	}
+	if other {
+		q.Data = []byte(`{"n":2}`)
+	}
+	return q
+}
+
+// command has a client give a command.
+func (w *world) command(c commandPlan) {
+	o := &w.plan.Ops[c.op]
+	name := fmt.Sprintf("client%d", c.client)
+	_, ready := w.parts[name].current()
+	v, _ := ready.(*voice)
+	if v == nil {
+		w.history.note(name, "is down, and does not give %s %s/%s", c.kind, o.org, o.id)
+		return
+	}
+	cmd := &operation.Command{Kind: c.kind, Org: o.org, ID: operation.ID(o.id)}
+	if c.kind == operation.Submit {
+		cmd.Request = w.request(o, c.other)
+	} else {
+		cmd.CommandID, cmd.By = c.id, operation.By{Who: name, Reason: "chance"}
+	}
+	if c.kind == operation.Postpone {
+		cmd.Until = operation.TimeOf(time.Now().Add(c.until))
+	}
+	w.give(name, v, c, o, cmd)
+}
+
+// give sends a command and notes what is answered.
+func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *operation.Command) {
+	k := &call{plan: c, op: o, who: name, began: w.history.now(), sent: cmd}
+	how := "gives"
+	if c.plain {
+		how = "puts"
+	}
+	w.history.note(name, "%s %s %s/%s id %q%s", how, cmd.Kind, cmd.Org, cmd.ID, cmd.CommandID, otherBody(c.other))
+	w.calling.Go(func() {
+		ctx, cancel := context.WithTimeout(v.ctx, c.timeout)
+		defer cancel()
+		if c.plain {
+			k.err = w.put(ctx, v, c, o, cmd)
+			k.acked = k.err == nil
+		} else {
+			k.answer, k.err = v.answers.Do(ctx, cmd, o.target())
+		}
+		w.history.mu.Lock()
+		k.ended = w.history.now()
+		w.history.calls = append(w.history.calls, k)
+		w.history.mu.Unlock()
+		switch {
+		case k.err != nil:
+			w.history.note(name, "hears of %s %s/%s: %s", cmd.Kind, cmd.Org, cmd.ID, strings.ReplaceAll(k.err.Error(), "\n", " "))
+		case c.plain:
+			w.history.note(name, "hears of %s %s/%s: it is safe", cmd.Kind, cmd.Org, cmd.ID)
+		default:
+			w.history.note(name, "hears of %s %s/%s: %d-%d %s %s", cmd.Kind, cmd.Org, cmd.ID, k.answer.Partition, k.answer.Place, k.answer.Event, codeOf(k.answer.Rejection))
+		}
+	})
+}
+
+func otherBody(other bool) string {
+	if other {
+		return ", another body"
+	}
+	return ""
+}
+
+func codeOf(r *operation.Rejection) string {
+	if r == nil {
+		return ""
+	}
+	return string(r.Code)
+}
+
+// put gives a command through package producers.
+func (w *world) put(ctx context.Context, v *voice, c commandPlan, o *opPlan, cmd *operation.Command) error {
+	t := producers.Target{Organization: o.org, ID: o.id, DependencyToken: o.token, PartitionKey: o.key}
+	by := producers.By{Who: cmd.By.Who, Reason: cmd.By.Reason, ID: cmd.CommandID}
+	switch cmd.Kind {
+	case operation.Submit:
+		q := cmd.Request
+		return v.plain.Request(ctx, &producers.Request{
+			ID: o.id, Organization: o.org, Type: q.Type, DependencyToken: o.token, PartitionKey: o.key, OnUpstreamFailure: q.OnUpstreamFailure.String(),
+			Priority: &q.Priority, PostponeUntil: q.PostponeUntil.Go(), TimeLimit: q.TimeLimit, Retry: q.Retry, Data: json.RawMessage(q.Data),
+		})
+	case operation.Cancel:
+		return v.plain.Cancel(ctx, t, by)
+	case operation.Pause:
+		return v.plain.Pause(ctx, t, by)
+	case operation.Resume:
+		return v.plain.Resume(ctx, t, by)
+	case operation.Postpone:
+		return v.plain.Postpone(ctx, t, cmd.Until.Go(), by)
+	case operation.Retry:
+		return v.plain.Retry(ctx, t, nil, by)
+	default:
+		return v.plain.Delete(ctx, t, by)
+	}
+}

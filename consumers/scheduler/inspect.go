@@ -1,0 +1,33 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opstream/opstream/domain/partition"
+)
+
+// Inspect recovers a partition twice, from its checkpoints and from the journal alone, and returns both states as text. They
+// must be the same: it is for checks of a whole installation, and changes nothing. Nobody may write to the partition meanwhile.
+func Inspect(ctx context.Context, cfg Config, p int32) (fromCheckpoints, fromJournal string, err error) {
+	s, err := New(cfg)
+	if err != nil {
+		return "", "", err
+	}
+	defer s.out.Close()
+	if s.cfg.Engine.Partitions, err = s.partitions(ctx); err != nil {
+		return "", "", err
+	}
+	s.ctx = ctx
+	quick := newActor(s, p, &status{}, s.log)
+	if err := quick.recover(ctx); err != nil {
+		return "", "", fmt.Errorf("recovery from checkpoints: %w", err)
+	}
+	whole := newActor(s, p, &status{}, s.log)
+	whole.engine = partition.New(s.cfg.Engine)
+	if err := s.read(ctx, s.cfg.Topics.Journal(), p, 0, whole.replay); err != nil {
+		return "", "", fmt.Errorf("recovery from the journal: %w", err)
+	}
+	whole.engine.Recovered()
+	return fmt.Sprintf("%s\n%s", quick.chain, quick.engine.Dump()), fmt.Sprintf("%s\n%s", whole.chain, whole.engine.Dump()), nil
+}
