@@ -42,10 +42,10 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var faults []error
 	if len(c.Brokers) == 0 {
-		faults = append(faults, errors.New("Brokers: expected at least one address, but got none"))
+		faults = append(faults, errors.New("Brokers: expected at least one address, but got none")) //nolint:staticcheck // it begins with a field's name
 	}
 	if c.Source == "" || len(c.Source) > schemas.MaxHeaderBytes || !utf8.ValidString(c.Source) {
-		faults = append(faults, fmt.Errorf("Source: expected a name for this caller, such as /crm/core, at most %d bytes of UTF-8, but got %.64q", schemas.MaxHeaderBytes, c.Source))
+		faults = append(faults, fmt.Errorf("Source: expected a name for this caller, such as /crm/core, at most %d bytes of UTF-8, but got %.64q", schemas.MaxHeaderBytes, c.Source)) //nolint:staticcheck // it begins with a field's name
 	}
 	if c.BufferedMax < 1 {
 		faults = append(faults, fmt.Errorf("BufferedMax: expected at least 1, but got %d", c.BufferedMax))

@@ -82,13 +82,13 @@ func appendDuration(dst []byte, d time.Duration) []byte {
 	if d < 0 {
 		dst, d = append(dst, '-'), -d
 	}
-	if h := d / time.Hour; h > 0 {
-		dst = append(appendInt(dst, int64(h)), 'h')
-		d -= h * time.Hour
+	if h := int64(d / time.Hour); h > 0 {
+		dst = append(appendInt(dst, h), 'h')
+		d -= time.Duration(h) * time.Hour
 	}
-	if m := d / time.Minute; m > 0 {
-		dst = append(appendInt(dst, int64(m)), 'm')
-		d -= m * time.Minute
+	if m := int64(d / time.Minute); m > 0 {
+		dst = append(appendInt(dst, m), 'm')
+		d -= time.Duration(m) * time.Minute
 	}
 	switch {
 	case d >= time.Millisecond:

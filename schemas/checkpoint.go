@@ -66,7 +66,8 @@ func EncodeCheckpoint(t Topics, partition int32, c *Checkpoint) *kgo.Record {
 	o.open()
 	o.int("writer", int64(c.Set.Writer))
 	o.number("set", c.Set.Number)
-	kind, key := checkpointOperation, ""
+	kind := checkpointOperation
+	var key string
 	switch {
 	case c.State != nil:
 		key = string(c.State.ID)

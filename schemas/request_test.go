@@ -290,8 +290,11 @@ func TestTimes(t *testing.T) {
 
 func binaryRecord(typ, id, value string) *kgo.Record {
 	return &kgo.Record{Topic: "opstream.requests", Partition: 2, Offset: 17, Key: []byte("contoso/op-1"), Value: []byte(value), Headers: []kgo.RecordHeader{
-		{Key: HeaderSpecVersion, Value: []byte("1.0")}, {Key: HeaderID, Value: []byte(id)}, {Key: HeaderSource, Value: []byte("/crm")},
-		{Key: HeaderType, Value: []byte(typ)}, {Key: HeaderContentType, Value: []byte("application/json; charset=utf-8")},
+		{Key: HeaderSpecVersion, Value: []byte("1.0")},
+		{Key: HeaderID, Value: []byte(id)},
+		{Key: HeaderSource, Value: []byte("/crm")},
+		{Key: HeaderType, Value: []byte(typ)},
+		{Key: HeaderContentType, Value: []byte("application/json; charset=utf-8")},
 	}}
 }
 

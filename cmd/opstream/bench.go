@@ -177,7 +177,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // it is in the system's folder for what is temporary
 
 	g := newGroup()
 	defer func() { err = errors.Join(err, g.stop()) }()
@@ -233,7 +233,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer client.Close(context.WithoutCancel(ctx))
+	defer client.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it only says that requests were given up, and then the run has failed already
 
 	if f.waiting > 0 {
 		if r.BytesEach, err = fillWaiting(ctx, s, client, f.waiting, f.payload); err != nil {
@@ -256,11 +256,11 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	requests = requests[:f.n]
 	reached := rec.expect(f.n)
 	if f.profile != "" {
-		file, err := os.Create(f.profile)
-		if err != nil {
+		var file *os.File
+		if file, err = os.Create(f.profile); err != nil {
 			return r, err
 		}
-		defer file.Close()
+		defer func() { err = errors.Join(err, file.Close()) }()
 		if err := pprof.StartCPUProfile(file); err != nil {
 			return r, err
 		}

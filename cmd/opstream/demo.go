@@ -86,7 +86,7 @@ func demo(cmd *cobra.Command, f devFlags, exit, asJSON bool) (err error) {
 		if f.data, err = os.MkdirTemp("", "opstream-demo-"); err != nil {
 			return err
 		}
-		defer os.RemoveAll(f.data)
+		defer os.RemoveAll(f.data) //nolint:errcheck // it is in the system's folder for what is temporary
 	}
 	f.noop, f.partitions, f.slots, f.lease = types, devPartitions, defaultDevSlot, defaultLease
 	if f.listen == "" {
@@ -110,7 +110,7 @@ func demo(cmd *cobra.Command, f devFlags, exit, asJSON bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer client.Close(context.WithoutCancel(ctx))
+	defer client.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it only says that requests were given up, and then the demo has failed already
 	result := demoResult{Operations: len(requests)}
 	began := time.Now()
 	requested := make(chan error, 1)

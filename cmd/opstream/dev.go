@@ -51,7 +51,9 @@ out, for development and for small installations on one host.
 
 What is acknowledged survives the death of the process at any moment. It survives a
 power cut only with --sync, which costs speed. All data is in DIR; copy it while the
-service is stopped to have a backup.
+service is stopped to have a backup. At SIGTERM or Ctrl-C handlers may go on for ten
+seconds at most, what is left is given back, and the exit code is 0. A second signal ends
+the process at once; nothing is lost then either.
 
 The worker runs two kinds of handler: webhook (types system-event and webhook), which
 calls a URL, and noop, which does nothing. Other types wait, visibly, for a worker that

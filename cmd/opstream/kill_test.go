@@ -60,7 +60,7 @@ func (d *daemon) launch() {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.launchCommand(exec.Command(path, d.args...)) //nolint:noctx // it is ended by signals, which is what is tested
+	d.launchCommand(exec.Command(path, d.args...)) // it is ended by signals, which is what is tested
 }
 
 func (d *daemon) launchCommand(cmd *exec.Cmd) {
@@ -226,6 +226,14 @@ func (in *installation) start() *installation {
 		_ = in.crm.Close(closing) // a test that passes has nothing under way any more
 	})
 	in.api = &api.Client{Base: in.url}
+	in.t.Cleanup(func() {
+		for _, d := range in.parts {
+			if in.t.Failed() {
+				said := d.log.String()
+				in.t.Logf("%s said:\n%s", d.name, said[max(0, len(said)-8000):])
+			}
+		}
+	})
 	return in
 }
 
@@ -340,8 +348,7 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// command cancels, pauses or resumes an operation that was requested not long ago. Where the API is away, nothing is known, which
-// is fine.
+// command cancels, pauses or resumes an operation that was requested not long ago.
 func (in *installation) command(chance *rand.Rand) {
 	in.mu.Lock()
 	if len(in.recent) == 0 {
@@ -361,11 +368,11 @@ func (in *installation) command(chance *rand.Rand) {
 		name = "resume"
 	}
 	in.mu.Unlock()
-	in.give(name, q)
+	_ = in.give(name, q) // where the API is away, nothing is known, which is fine
 }
 
-// give gives one command, and keeps the answer. It reports whether there was one.
-func (in *installation) give(name string, q *producers.Request) bool {
+// give gives one command, and keeps the answer. The error says why there was none.
+func (in *installation) give(name string, q *producers.Request) error {
 	ctx, cancel := context.WithTimeout(in.t.Context(), 3*time.Second)
 	defer cancel()
 	target := url.Values{}
@@ -378,19 +385,22 @@ func (in *installation) give(name string, q *producers.Request) bool {
 	var problem *api.Problem
 	switch {
 	case errors.As(err, &problem):
-		return problem.Status < 500 && problem.Status != 429
+		if problem.Status < 500 && problem.Status != 429 {
+			return nil
+		}
+		return err
 	case err != nil:
-		return false
+		return err
 	}
 	at, err := api.ParsePosition(out.Position)
 	if err != nil {
 		in.t.Errorf("%s %s: expected a position in the answer, but: %v", name, q.ID, err)
-		return true
+		return nil
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.answers = append(in.answers, answered{q.ID, at})
-	return true
+	return nil
 }
 
 // resumeAll resumes what the load has paused.
@@ -404,11 +414,13 @@ func (in *installation) resumeAll() {
 	for i := range callers {
 		all.Go(func() {
 			for ; i < len(left); i += callers {
-				for deadline := time.Now().Add(30 * time.Second); !in.give("resume", left[i]); {
+				deadline := time.Now().Add(30 * time.Second)
+				for err := in.give("resume", left[i]); err != nil; err = in.give("resume", left[i]) {
 					if time.Now().After(deadline) {
-						in.t.Errorf("expected an answer to resume %s within 30 s, but none came", left[i].ID)
+						in.t.Errorf("expected an answer to resume %s within 30 s, but: %v", left[i].ID, err)
 						return
 					}
+					<-after(50 * time.Millisecond) // it said to come again
 				}
 			}
 		})
@@ -714,12 +726,6 @@ func underFire(in *installation, length time.Duration) {
 	in.settled(90 * time.Second)
 	stopWatching()
 	in.judge()
-	if t.Failed() {
-		for _, d := range in.parts {
-			t.Logf("%s said:\n%.20000s", d.name, d.log)
-		}
-		return
-	}
 	for i := len(in.parts) - 1; i >= 0; i-- {
 		d := in.parts[i]
 		d.signal(syscall.SIGTERM)

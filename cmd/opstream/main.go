@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -68,13 +69,29 @@ func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return exitOK
 	case errors.As(err, &exit):
 		if exit.err != nil {
-			fmt.Fprintln(errOut, "opstream:", exit.err)
+			fmt.Fprintln(errOut, "opstream:", readable(exit.err))
 		}
 		return exit.code
 	default:
-		fmt.Fprintln(errOut, "opstream:", err)
+		fmt.Fprintln(errOut, "opstream:", readable(err))
 		return exitFailed
 	}
+}
+
+// errorBytes bounds what is said of one error.
+const errorBytes = 8 << 10
+
+// readable is an error's text as it can be shown: errors quote what came from outside. Its lines stay lines.
+func readable(err error) string {
+	text := err.Error()
+	if len(text) > errorBytes {
+		text = text[:errorBytes/2] + " … " + text[len(text)-errorBytes/2:]
+	}
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = clean(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }
 
 // newRoot makes the tree of commands anew, so that tests do not share flags.

@@ -157,7 +157,7 @@ token nor partition key, or whose token or key is given.`,
 						}
 						break
 					}
-					fmt.Fprintf(cmd.ErrOrStderr(), "opstream: %s: %s\n", clean(id), problemText(p))
+					fmt.Fprintf(cmd.ErrOrStderr(), "opstream: %s: %s\n", cut(clean(id), 200), problemText(p))
 				}
 			}
 			if !r.output.json() && !rows.empty() {

@@ -35,7 +35,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "opstream")
-	build := exec.Command("go", "build", "-o", path, ".") //nolint:noctx // it ends by itself, and all tests share it
+	build := exec.Command("go", "build", "-o", path, ".") // it ends by itself, and all tests share it
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
@@ -45,7 +45,7 @@ var program = sync.OnceValues(func() (string, error) {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if path, err := program(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+		_ = os.RemoveAll(filepath.Dir(path))
 	}
 	os.Exit(code)
 }
@@ -68,7 +68,7 @@ func spawn(t testing.TB, args ...string) *process {
 		t.Fatal(err)
 	}
 	p := &process{t: t, log: &strings.Builder{}, done: make(chan struct{})}
-	p.cmd = exec.Command(path, args...) //nolint:noctx // stopped by signal, which is what is tested
+	p.cmd = exec.Command(path, args...) // stopped by signal, which is what is tested
 	p.cmd.Stderr = p.log
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -123,14 +123,7 @@ func (p *process) stop() error {
 	}
 }
 
-// get asks the API, and decodes the answer into v.
-func (p *process) get(path string, v any) {
-	p.t.Helper()
-	if err := p.try(path, v); err != nil {
-		p.t.Fatal(err)
-	}
-}
-
+// try asks the API, and decodes the answer into v.
 func (p *process) try(path string, v any) error {
 	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.url+path, nil)
 	if err != nil {

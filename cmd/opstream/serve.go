@@ -48,7 +48,10 @@ are SQLite's in this version).
 
 The role broker is the broker of opstream dev in a process that other processes can reach,
 for tests and for installations on one host: it keeps the log in --data and listens at
---kafka, on this host only. It may stand alone or beside other roles, which then use it.`,
+--kafka, on this host only. It may stand alone or beside other roles, which then use it.
+
+At SIGTERM or Ctrl-C a process takes nothing new, lets handlers go on for ten seconds at
+most, gives back what is left, and exits with 0. A second signal ends it at once.`,
 		Example: `  opstream serve --roles scheduler,worker --brokers kafka-1:9092,kafka-2:9092 --create-topics
   opstream serve --roles projector,api --brokers kafka-1:9092 --database ./tables.db --listen 0.0.0.0:8080
   opstream serve --roles broker --data ./data --kafka 127.0.0.1:9092`,
@@ -149,9 +152,20 @@ func checkBrokerFlags(cmd *cobra.Command, cfg *serviceConfig, broker devFlags) e
 // openTables opens the SQLite file. What is in it can be made again, so nothing that is wrong with it is worth more than a new
 // one; but whether a file may go is for people to say.
 func openTables(ctx context.Context, cfg *serviceConfig) (*sqlite.Store, error) {
+	if cfg.database == "" {
+		return sqlite.Open(ctx, "", sqlite.Options{})
+	}
+	// SQLite opens what it may only read, and every batch would fail.
+	f, err := os.OpenFile(cfg.database, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("expected to write the tables in %s, but could not: let this user (uid %d) write there, or name another file: %w", cfg.database, os.Getuid(), err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("close %s: %w", cfg.database, err)
+	}
 	store, err := sqlite.Open(ctx, cfg.database, sqlite.Options{Sync: cfg.sync})
-	if err != nil && ctx.Err() == nil && cfg.database != "" {
-		return nil, fmt.Errorf("%w; if the file is damaged, remove %s* and start again: the tables are made again from the journal", err, cfg.database)
+	if err != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("%w\nNothing is lost: the tables are made again from the journal when %s is missing. To have that, remove it, with %[2]s-wal and %[2]s-shm, and start again", err, cfg.database)
 	}
 	return store, err
 }

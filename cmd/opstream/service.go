@@ -202,7 +202,7 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if server.Shutdown(closing) != nil {
-			server.Close()
+			_ = server.Close() // what did not end in time is cut off
 		}
 		return nil
 	})

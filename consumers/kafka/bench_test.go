@@ -38,7 +38,8 @@ func BenchmarkPublish(b *testing.B) {
 			records := make([]*kgo.Record, batch)
 			for i, msg := range messages {
 				records[i] = &kgo.Record{Topic: topic, Key: []byte(msg.UUID), Value: []byte(payload), Headers: []kgo.RecordHeader{
-					{Key: kafka.HeaderUUID, Value: []byte(msg.UUID)}, {Key: kafka.MetadataPartitionKey, Value: []byte(msg.UUID)}}}
+					{Key: kafka.HeaderUUID, Value: []byte(msg.UUID)}, {Key: kafka.MetadataPartitionKey, Value: []byte(msg.UUID)},
+				}}
 			}
 			if err := client.ProduceSync(b.Context(), records...).FirstErr(); err != nil {
 				b.Fatal(err)

@@ -53,8 +53,8 @@ func askForRestart(address string) int {
 // brokers returns the seeds of a broker for this test.
 func brokers(t testing.TB) []string {
 	t.Helper()
-	if real := os.Getenv(brokersEnv); real != "" {
-		return strings.Split(real, ",")
+	if addresses := os.Getenv(brokersEnv); addresses != "" {
+		return strings.Split(addresses, ",")
 	}
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {

@@ -199,7 +199,7 @@ func TestPoisonKeepsItsHandsOff(t *testing.T) {
 	end()
 	for _, c := range []struct {
 		name    string
-		ctx     context.Context
+		ctx     context.Context //nolint:containedctx // a row of the table is one call
 		is      func(error) bool
 		handler message.HandlerFunc
 		publish error

@@ -12,7 +12,7 @@ type partition struct {
 	sub *subscription
 	id  int32
 
-	ctx      context.Context         // above the contexts of all its messages
+	ctx      context.Context         //nolint:containedctx // above the contexts of all its messages; it lives as long as the partition is held
 	giveUp   context.CancelCauseFunc // ends ctx
 	stop     func()                  // closes stopping, once
 	stopping chan struct{}           // closed: hand out nothing more

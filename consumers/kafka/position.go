@@ -30,7 +30,8 @@ type recordKey struct{}
 // messageContext adds the record to a partition's context. It is a type of its own rather than context.WithValue because one is
 // made for every message, and this saves an allocation.
 type messageContext struct {
-	context.Context
+	context.Context //nolint:containedctx // it is a context
+
 	record *kgo.Record
 }
 

@@ -22,7 +22,8 @@ var ErrRevoked = errors.New("kafka: the partition was revoked")
 type Start int
 
 const (
-	Earliest Start = iota // with the oldest record that is still kept
+	// Earliest begins with the oldest record that is still kept.
+	Earliest Start = iota
 	// Latest begins with the first record after the subscription. Without a group that is exact: everything that is acknowledged
 	// after Subscribe returned is handed out. A new group finds its place later, when it is first given the partition.
 	Latest
@@ -244,7 +245,7 @@ func (s *Subscriber) initialize(ctx context.Context, topic string) error {
 			}
 		}
 		if !sleep(wait, ctx.Done()) {
-			return fmt.Errorf("created or found: %t, partitions without a leader: %d (last error: %v), look at the brokers: %w", created, lacking, err, ctx.Err())
+			return fmt.Errorf("created or found: %t, partitions without a leader: %d (last error: %v), look at the brokers: %w", created, lacking, err, ctx.Err()) //nolint:errorlint // err may be nil; the end of ctx is what failed
 		}
 	}
 }

@@ -169,10 +169,12 @@ func TestUndecodableRecordsArePassedOver(t *testing.T) {
 	publish(t, publisher(t, seeds), topic, newMessage("bad 0"), newMessage("good 1"), newMessage("bad 2"), newMessage("good 3"), newMessage("bad 4"))
 
 	told := make(chan string, 10)
-	s := subscriber(t, kafka.SubscriberConfig{Seeds: seeds, Group: group, Marshaler: refusing{},
+	s := subscriber(t, kafka.SubscriberConfig{
+		Seeds: seeds, Group: group, Marshaler: refusing{},
 		OnUndecodable: func(_ context.Context, r *kgo.Record, err error) {
 			told <- fmt.Sprintf("%s at %s/%d/%d: %v", r.Value, r.Topic, r.Partition, r.Offset, errors.Is(err, errRefused))
-		}})
+		},
+	})
 	got := receiveAcked(t, subscribe(t, s, topic), 2)
 	if want := []string{"good 1", "good 3"}; !slices.Equal(got, want) {
 		t.Errorf("expected %v, but got %v", want, got)

@@ -30,7 +30,7 @@ type subscription struct {
 	topic  string
 	client *kgo.Client
 	out    chan *message.Message
-	values context.Context // the values of the context given to Subscribe, without its end
+	values context.Context //nolint:containedctx // the values of the context given to Subscribe, without its end
 
 	pinned int32 // partitions read from exact offsets; 0 if the client chooses
 

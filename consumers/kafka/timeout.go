@@ -42,7 +42,7 @@ func Timeout(limit time.Duration) message.HandlerMiddleware {
 					p.SetContext(context.WithoutCancel(p.Context()))
 				}
 			}
-			if err != nil && context.Cause(ctx) == error(ended) && !errors.As(err, new(*TimeLimitError)) {
+			if err != nil && context.Cause(ctx) == error(ended) && !errors.As(err, new(*TimeLimitError)) { //nolint:errorlint // this limit, and not one around it
 				err = fmt.Errorf("%w: %w", ended, err)
 			}
 			return produced, err

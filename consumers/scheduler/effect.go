@@ -5,6 +5,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -38,7 +39,7 @@ func (a *actor) tell(s *operation.State, item bool) {
 		rec = schemas.EncodeItem(a.s.cfg.Topics, &schemas.Item{
 			Session: s.Session, Partition: a.p, Place: place, Low: a.outbox.Low(s.Session, place),
 			Org: s.Org, ID: s.ID, Attempt: s.Attempt, Failures: s.Failures,
-			Request: s.Request, Carry: s.Carry, SentAt: a.s.cfg.now(),
+			Request: s.Request, Carry: s.Carry, SentAt: a.now(),
 		})
 	} else {
 		rec = schemas.EncodeStop(a.s.cfg.Topics, &schemas.Stop{
@@ -53,6 +54,9 @@ func (a *actor) tell(s *operation.State, item bool) {
 
 // offerAgain repeats the offers of which nothing was heard for long.
 func (a *actor) offerAgain(t operation.Time) {
+	if safeguard.NoResend {
+		return
+	}
 	a.engine.Overdue(t, false, func(s *operation.State) {
 		a.tell(s, true)
 		if s.Status == operation.StatusCanceling || s.Status == operation.StatusPausing {

@@ -15,7 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// heard is a heartbeat with the time at which it was read.
+// heard is a heartbeat with the time at which it was read, by the leases' clock.
 type heard struct {
 	beat   partition.Heartbeat
 	at     operation.Time
@@ -30,6 +30,7 @@ type fetcher struct {
 	log    *slog.Logger
 	client *kgo.Client
 	admin  *kadm.Client
+	ticks  ticker
 	hear   func(heard)
 
 	mu    sync.Mutex
@@ -50,7 +51,7 @@ type audit struct {
 	at  operation.Time
 }
 
-func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, hear func(heard)) (*fetcher, error) {
+func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticker, hear func(heard)) (*fetcher, error) {
 	// Heartbeats of one lease back are enough: whoever has sent none since is silent.
 	topic := cfg.Topics.Sessions()
 	since := cfg.Now().Add(-max(cfg.Engine.Lease, 15*time.Second))
@@ -71,7 +72,7 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, hear func(h
 		return nil, err
 	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Logger, client: client, admin: admin, hear: hear, sessions: from.Offset,
+		cfg: cfg, log: cfg.Logger, client: client, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
 	}, nil
 }
@@ -103,7 +104,7 @@ func (f *fetcher) run(ctx context.Context) {
 				f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
 			}
 		}
-		now := f.cfg.now()
+		now := f.ticks.now()
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if len(p.Records) == 0 {
 				return
@@ -207,7 +208,7 @@ func (f *fetcher) askSilence(ctx context.Context) {
 			return
 		}
 		f.asking = true
-		at := f.cfg.now()
+		at := f.ticks.now()
 		go func() {
 			ends, err := f.admin.ListEndOffsets(ctx, f.cfg.Topics.Sessions())
 			end, ok := ends.Lookup(f.cfg.Topics.Sessions(), 0)

@@ -43,7 +43,7 @@ func (a *actor) recover(ctx context.Context) error {
 	a.engine.Skip(operation.Place(a.chain.Next))
 	a.engine.Recovered()
 	a.outbox = a.engine.Outbox()
-	a.points = checkpoints{since: a.s.cfg.now()}
+	a.points = checkpoints{since: max(a.engine.Now(), a.s.cfg.now())}
 	if from == 0 && a.chain.Next > 0 || a.chain.Next-from > 0 {
 		a.points.events = int(a.chain.Next - from)
 	}

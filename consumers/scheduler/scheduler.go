@@ -39,8 +39,8 @@ type Config struct {
 	InFlightMax int
 	// QueueMax is the number of requests, and of reports, of one partition that may wait in memory. Default 8192.
 	QueueMax int
-	// Now reads this machine's wall clock. It may be wrong, and may be set: nothing but the times that people see depends on
-	// it. Default time.Now.
+	// Now reads this machine's wall clock, by which operations become due. It may be wrong, and may be set: leases do not depend
+	// on it. Default time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger // Default slog.Default()
 }
@@ -76,6 +76,15 @@ func (c Config) withDefaults() Config {
 // now is the wall clock's time.
 func (c *Config) now() operation.Time { return operation.TimeOf(c.Now()) }
 
+// ticker is a clock that only runs: whoever sets the wall clock must not end the leases of living sessions, nor keep those of
+// dead ones. (It stands still while the machine is suspended, which grants time and takes none.)
+type ticker struct{ began time.Time }
+
+// now begins far from 0, which means no time.
+func (t ticker) now() operation.Time {
+	return operation.Time(time.Since(t.began)/time.Microsecond) + operation.Time(time.Hour/time.Microsecond)
+}
+
 // Scheduler owns partitions and runs an actor for each. Make it with [New], run it once with [Scheduler.Run].
 type Scheduler struct {
 	cfg   Config
@@ -83,6 +92,7 @@ type Scheduler struct {
 	out   *kgo.Client // appends and effects
 	admin *kadm.Client
 	fetch *fetcher
+	ticks ticker
 
 	mu      sync.Mutex
 	owned   map[int32]*ownership
@@ -118,6 +128,7 @@ func New(cfg Config) (*Scheduler, error) {
 	}
 	return &Scheduler{
 		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out), owned: make(map[int32]*ownership),
+		ticks: ticker{time.Now()},
 	}, nil
 }
 
@@ -134,7 +145,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopWork(errStopped)
 	s.ctx = work
-	s.fetch, err = newFetcher(ctx, s.cfg, s.admin, s.hear)
+	s.fetch, err = newFetcher(ctx, s.cfg, s.admin, s.ticks, s.hear)
 	if err != nil {
 		return fmt.Errorf("fetching client: %w", err)
 	}

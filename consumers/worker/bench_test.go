@@ -59,7 +59,7 @@ func feed(value string) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		io.Copy(io.Discard, os.Stdin) // ends with the parent
+		_, _ = io.Copy(io.Discard, os.Stdin) // ends with the parent
 		cancel()
 	}()
 	fmt.Println(cluster.ListenAddrs()[0])
@@ -131,13 +131,15 @@ func benchmarkWorker(b *testing.B, window int) {
 	var ran, target atomic.Int64
 	target.Store(1000)
 	reached := make(chan struct{}, 1)
-	w, err := New(Config{Brokers: []string{strings.TrimSpace(seed)}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), StopGrace: time.Second,
+	w, err := New(Config{
+		Brokers: []string{strings.TrimSpace(seed)}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), StopGrace: time.Second,
 		Handlers: handlers(func(context.Context, *Operation) (any, error) {
 			if ran.Add(1) == target.Load() {
 				reached <- struct{}{}
 			}
 			return nil, nil
-		})})
+		}),
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

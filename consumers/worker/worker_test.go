@@ -599,11 +599,15 @@ func TestWorkerStopsFirst(t *testing.T) {
 		// What follows is not written.
 		var tries atomic.Int64
 		produce := []kmsg.Key{kmsg.Produce}
-		lost := r.cluster.Fault(kfake.Fault{Keys: produce, Topic: r.topics.Sessions(), Err: kerr.NotEnoughReplicasAfterAppend, Count: -1,
-			When: func(kmsg.Request) bool { return tries.Add(1) <= 3 }})
+		lost := r.cluster.Fault(kfake.Fault{
+			Keys: produce, Topic: r.topics.Sessions(), Err: kerr.NotEnoughReplicasAfterAppend, Count: -1,
+			When: func(kmsg.Request) bool { return tries.Add(1) <= 3 },
+		})
 		defer lost.Remove()
-		held := r.cluster.Fault(kfake.Fault{Keys: produce, Topic: r.topics.Sessions(), Err: kerr.NotLeaderForPartition, Count: -1,
-			When: func(kmsg.Request) bool { return tries.Load() > 4 }})
+		held := r.cluster.Fault(kfake.Fault{
+			Keys: produce, Topic: r.topics.Sessions(), Err: kerr.NotLeaderForPartition, Count: -1,
+			When: func(kmsg.Request) bool { return tries.Load() > 4 },
+		})
 		defer held.Remove()
 		written := w.Counters().Heartbeats.Load()
 		last := hb

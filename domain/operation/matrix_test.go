@@ -245,7 +245,7 @@ func TestBadInputDoesNotPanic(t *testing.T) {
 		for kind := operation.Cancel; kind < operation.CommandKinds; kind++ {
 			c := column(kind)
 			c.Failure, c.Policy, c.Until, c.StartedAt, c.Cause = nil, nil, 0, 0, operation.Cause{}
-			decide(&s, &c, t0)
+			_, _ = decide(&s, &c, t0)
 		}
 	}
 }

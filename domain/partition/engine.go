@@ -111,6 +111,7 @@ type Engine struct {
 	roster   []*session
 	serving  map[string]*servers // by type
 	heard    operation.Time      // heartbeats are known up to here
+	ticked   operation.Time      // by the leases' clock; 0 when the wall clock is taken for it
 
 	out      []operation.Event // of the current batch
 	scratch  []operation.Event
@@ -248,7 +249,8 @@ func (e *Engine) Do(c *operation.Command, now operation.Time) (need operation.Pl
 	e.settleChains(operation.Cause{Topic: "clock"}, now) // what a crash has cut off comes before what came after it
 	ref := Ref{c.Org, c.ID}
 	o := e.ops[ref]
-	if c.CommandID != "" && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
+	// A submit is known by its operation's id: two requests that came in one event of their sender are still two.
+	if c.CommandID != "" && c.Kind != operation.Submit && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
 		e.unchanged(c, e.status(ref, o), now)
 		return 0, false
 	}
@@ -285,7 +287,7 @@ func (e *Engine) unchanged(c *operation.Command, s operation.Status, now operati
 
 func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 	if o == nil {
-		if k := e.known.find(hashID(kindOperation, c.Org, string(c.ID))); k != nil {
+		if k := e.known.find(hashID(kindOperation, c.Org, string(c.ID))); k != nil && !noDedupe {
 			switch {
 			case k.Status == operation.StatusDeleted && k.Body == 0: // deleted when its request was forgotten already
 				e.refuse(c, &operation.Rejection{Code: operation.WasDeleted, Reason: operation.Reasons[operation.WasDeleted]}, now)
@@ -314,7 +316,7 @@ func (e *Engine) onLive(c *operation.Command, o *op, now operation.Time) {
 		c.Upstream = o.ahead()
 	}
 	if c.Kind.Report() && o.state.Open(c.Attempt, c.Session) {
-		o.sentAt = now
+		o.sentAt = e.tick(now)
 		if s := e.sessions[c.Session]; s != nil && c.Kind == operation.Return {
 			s.overtaken()
 		}
@@ -381,7 +383,9 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	if p := e.pos.of(ev.Cause.Topic); p != nil && ev.Kind != operation.Started {
 		*p = max(*p, ev.Cause.Offset+1)
 	}
-	if ev.CommandID != "" {
+	// A refused command changed nothing. Its sender may give it again under the same id when what it was refused for has
+	// passed or was mended, and must not be told then that it is done.
+	if ev.CommandID != "" && ev.Kind != operation.Rejected {
 		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID)})
 	}
 	if !ev.Kind.Changes() {
@@ -551,13 +555,28 @@ func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 	e.dispatch(cause, now)
 }
 
-// NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0. After a Settle it lies ahead,
-// but for a lease whose end is to be confirmed: see [Engine.Silent].
+// NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0: the earlier of [Engine.NextDue]
+// and [Engine.NextLapse], for whoever has one clock for both. After a Settle it lies ahead, but for a lease whose end is to be
+// confirmed: see [Engine.Silent].
 func (e *Engine) NextWake() operation.Time {
-	var at operation.Time
-	if len(e.timers.entries) > 0 {
-		at = operation.Time(e.timers.entries[0].key)
+	due, lapse := e.NextDue(), e.NextLapse()
+	if due == 0 || lapse != 0 && lapse < due {
+		return lapse
 	}
+	return due
+}
+
+// NextDue is when the next operation is due, by the clock whose time events bear, or 0.
+func (e *Engine) NextDue() operation.Time {
+	if len(e.timers.entries) == 0 {
+		return 0
+	}
+	return operation.Time(e.timers.entries[0].key)
+}
+
+// NextLapse is when the next lease runs out unless more is heard of its session, by the leases' clock, or 0.
+func (e *Engine) NextLapse() operation.Time {
+	var at operation.Time
 	for _, s := range e.roster {
 		if len(s.open) > 0 || s.announced {
 			if d := s.deadline; at == 0 || d < at {

@@ -23,9 +23,6 @@ func (h *heap) put(i int, n entry) {
 	n.o.at[h.place] = int32(i + 1)
 }
 
-// has says whether o is in a heap of this kind.
-func (h *heap) has(o *op) bool { return o.at[h.place] != 0 }
-
 // set enters o, or moves it to its new key.
 func (h *heap) set(o *op, key int64) {
 	i := int(o.at[h.place]) - 1

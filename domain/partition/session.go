@@ -44,6 +44,19 @@ type servers struct {
 // EndedGrace is how long the reports of a session that has said goodbye may take before its open attempts count as lost.
 const EndedGrace = 2 * time.Second
 
+// Tick tells the time of the clock by which leases are counted. That one only runs: unlike the wall clock, whose time events
+// bear, nobody sets it. [Engine.Hear], [Engine.HeardThrough], [Engine.Silent], [Engine.Grace] and [Engine.Overdue] are given
+// its time, [Engine.NextLapse] tells it. Without Tick both clocks are taken for the same.
+func (e *Engine) Tick(now operation.Time) { e.ticked = now }
+
+// tick is the time of the leases' clock, wall that of the other one.
+func (e *Engine) tick(wall operation.Time) operation.Time {
+	if e.ticked != 0 {
+		return e.ticked
+	}
+	return wall
+}
+
 // Hear takes a heartbeat. now is when it was read, so a slow reader only ever grants more time than was asked.
 func (e *Engine) Hear(hb *Heartbeat, now operation.Time) {
 	s := e.session(hb.Session)
@@ -101,8 +114,12 @@ func (e *Engine) serve() {
 // started knows nothing of their heartbeats.
 func (e *Engine) Grace(now operation.Time) {
 	for _, s := range e.roster {
-		if !s.announced {
-			s.deadline = now.Add(e.cfg.Lease)
+		if s.announced {
+			continue
+		}
+		s.deadline = now.Add(e.cfg.Lease)
+		for _, o := range s.open {
+			o.sentAt = 0 // whoever sent its item is gone, and may not have come to it
 		}
 	}
 }
@@ -111,11 +128,11 @@ func (e *Engine) Grace(now operation.Time) {
 func (e *Engine) openAttempt(o *op, at operation.Time) {
 	s := e.session(o.state.Session)
 	if !s.announced && s.deadline == 0 {
-		s.deadline = at.Add(e.cfg.Lease)
+		s.deadline = e.tick(at).Add(e.cfg.Lease)
 	}
 	s.open = append(s.open, o)
 	o.openAt = int32(len(s.open))
-	o.sentAt = at
+	o.sentAt = e.tick(at)
 }
 
 // closeAttempt takes o from its session.
@@ -142,8 +159,6 @@ func (s *session) overtaken() { s.limit = max(1, s.limit/2) }
 
 // HeardThrough says that every heartbeat which the log held at t was given to Hear. Silence counts only up to there: a
 // scheduler that was frozen, or reads late, must not take its own deafness for a worker's silence.
-//
-// A clock that was set back takes this mark with it: deadlines that are counted on it must not lie before the mark.
 func (e *Engine) HeardThrough(t operation.Time) { e.heard = t }
 
 // Silent says whether a session's lease has run out by now without its silence being certain: the caller is to read the
@@ -161,7 +176,7 @@ func (e *Engine) Silent(now operation.Time) bool {
 func (e *Engine) expire(now operation.Time) {
 	gone := false
 	for _, s := range e.roster {
-		if s.deadline > min(now, e.heard) {
+		if s.deadline > e.heard {
 			continue
 		}
 		for len(s.open) > 0 {

@@ -9,11 +9,11 @@ import (
 
 func TestSchedule(t *testing.T) {
 	p := retry.Policy{MaxAttempts: 6, Initial: time.Second, Max: 5 * time.Second, Multiplier: 2}
-	for failures, want := range []time.Duration{0, 1, 2, 4, 5, 5} {
+	for failures, want := range []int{0, 1, 2, 4, 5, 5} {
 		if failures == 0 {
 			continue
 		}
-		if wait, more := p.Next(failures, 1); !more || wait != want*time.Second {
+		if wait, more := p.Next(failures, 1); !more || wait != time.Duration(want)*time.Second {
 			t.Errorf("after %d failures: expected %ds, but got %v %v", failures, want, wait, more)
 		}
 	}

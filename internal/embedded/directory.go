@@ -40,15 +40,60 @@ func openDirectory(dir string) (*directory, error) {
 		return nil, unwritable(dir, err)
 	}
 	if err := holdLock(dir, lock); err != nil {
-		lock.Close()
+		_ = lock.Close() // nothing was written that must last
 		return nil, err
 	}
 	d := &directory{lock: lock}
-	if err := checkVersion(dir); err != nil {
-		d.close()
+	err = checkVersion(dir)
+	if err == nil {
+		err = checkFiles(dir)
+	}
+	if err != nil {
+		_ = d.close() // the first error says what to do
 		return nil, err
 	}
 	return d, nil
+}
+
+const (
+	// descriptorsMin is what a service with a broker needs beside its log: some 50 connections to itself, the tables, and as much
+	// again for clients.
+	descriptorsMin = 256
+	// descriptorsPerSegment are one for writing and one for reading, which stay open.
+	descriptorsPerSegment = 2
+)
+
+// checkFiles finds what would let kfake open the log and then fail with every append, with a line in its own log and an error to
+// the client that says nothing: files that cannot be written, and fewer descriptors than the files need.
+func checkFiles(dir string) error {
+	segments := uint64(0)
+	err := filepath.WalkDir(filepath.Join(dir, logDir), func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // a new directory
+		case err != nil:
+			return unwritable(dir, err)
+		case !entry.Type().IsRegular():
+			return nil
+		}
+		if filepath.Ext(path) == ".dat" {
+			segments++
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return unwritable(dir, err)
+		}
+		return f.Close()
+	})
+	if err != nil {
+		return err
+	}
+	if have, need := descriptorsMax(), descriptorsMin+descriptorsPerSegment*segments; have < need {
+		return fmt.Errorf("embedded broker: expected to be allowed %d open files (%d, and %d for each of the %d segments in %s), but "+
+			"the limit is %d: raise it, with ulimit -n 65536 in the shell that starts opstream or LimitNOFILE=65536 in its systemd unit",
+			need, descriptorsMin, descriptorsPerSegment, segments, filepath.Join(dir, logDir), have)
+	}
+	return nil
 }
 
 // holdLock takes the lock before it writes the process id, so the id in the file is the holder's, or for an instant that of the

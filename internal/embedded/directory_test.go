@@ -1,11 +1,15 @@
 package embedded
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 func TestSecondOpenerIsToldWhoHoldsTheDirectory(t *testing.T) {
@@ -98,6 +102,33 @@ func TestReadOnlyDirectory(t *testing.T) {
 		refused(t, Config{Dir: dir}, dir, "let this user", "use another data directory")
 		refused(t, Config{Dir: filepath.Join(dir, "below")}, "let this user", "use another data directory")
 	})
+}
+
+// TestReadOnlyLog is about a log that somebody else, root for instance, has written to in between.
+func TestReadOnlyLog(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, Config{Dir: dir, Topics: []Topic{{Name: "a", Partitions: 1}}})
+	produce(t, producer(t, b.Addrs()), &kgo.Record{Topic: "a"})
+	closeBroker(t, b)
+	for _, passable := range []string{dir, filepath.Dir(dir)} { // for the other user below
+		if err := os.Chmod(passable, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	segment := ""
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		mode := fs.FileMode(0o666)
+		if entry.IsDir() {
+			mode = 0o777
+		} else if filepath.Ext(path) == ".dat" {
+			segment, mode = path, 0o444
+		}
+		return errors.Join(err, os.Chmod(path, mode))
+	})
+	if err != nil || segment == "" {
+		t.Fatalf("expected a segment of the log, but found %q, %v", segment, err)
+	}
+	withoutPrivileges(t, func() { refused(t, Config{Dir: dir}, dir, segment, "let this user") })
 }
 
 func TestDamagedStateIsAnErrorWithAWayOut(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 )
@@ -143,7 +144,7 @@ func Open(ctx context.Context, config Config) (*Broker, error) {
 	opened := false
 	defer func() {
 		if !opened {
-			b.Close()
+			_ = b.Close() // the error that Open returns says what to do
 		}
 	}()
 	if config.Dir != "" {
@@ -180,11 +181,11 @@ func (c Config) kfakeOptions(ready <-chan struct{}) []kfake.Opt {
 		kfake.ClusterID("opstream-embedded"),
 		kfake.WithLogger(kfakeLogger{c.Logger}),
 		kfake.ListenFn(func(network, address string) (net.Listener, error) {
-			l, err := net.Listen(network, address)
+			l, err := net.Listen(network, address) //nolint:noctx // the broker gives no context here, and a loopback address is not looked up
 			if err != nil {
 				return nil, err
 			}
-			return &gatedListener{Listener: l, ready: ready, closed: make(chan struct{})}, nil
+			return &gatedListener{Listener: l, log: c.Logger, ready: ready, closed: make(chan struct{})}, nil
 		}),
 		kfake.BrokerConfigs(map[string]string{
 			"log.retention.ms":       "-1",
@@ -271,9 +272,10 @@ func (b *Broker) Close() error {
 }
 
 // gatedListener keeps the clients of an earlier run, which come back by themselves, waiting until the guards stand and the topics
-// exist.
+// exist. And it keeps from kfake the errors that pass, such as a lack of descriptors: kfake would never accept anybody again.
 type gatedListener struct {
 	net.Listener
+	log    *slog.Logger
 	ready  <-chan struct{}
 	closed chan struct{}
 	once   sync.Once
@@ -282,9 +284,23 @@ type gatedListener struct {
 func (l *gatedListener) Accept() (net.Conn, error) {
 	select {
 	case <-l.ready:
-		return l.Listener.Accept()
 	case <-l.closed:
 		return nil, net.ErrClosed
+	}
+	const first, most = 5 * time.Millisecond, time.Second
+	for wait := first; ; wait = min(2*wait, most) {
+		conn, err := l.Listener.Accept()
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-l.closed:
+			return nil, err
+		case <-time.After(wait):
+		}
+		if wait == first {
+			l.log.Error("embedded broker cannot take connections for now, clients wait: if files are too many, raise the limit (ulimit -n)", "err", err)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,7 +69,7 @@ func TestNoClientBeforeTheGuards(t *testing.T) {
 	}
 	ready := make(chan struct{})
 	accepted := make(chan error, 1)
-	gate := &gatedListener{Listener: inner, ready: ready, closed: make(chan struct{})}
+	gate := &gatedListener{Listener: inner, log: quiet(), ready: ready, closed: make(chan struct{})}
 	accept := func() {
 		conn, err := gate.Accept()
 		if err == nil {
@@ -92,12 +93,56 @@ func TestNoClientBeforeTheGuards(t *testing.T) {
 		t.Fatalf("expected the client to be accepted, but got %v", err)
 	}
 
-	gate = &gatedListener{Listener: inner, ready: nil, closed: make(chan struct{})}
+	gate = &gatedListener{Listener: inner, log: quiet(), ready: nil, closed: make(chan struct{})}
 	go accept()
 	gate.Close()
 	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
 		t.Fatalf("expected a closed gate to end Accept, but got %v", err)
 	}
+}
+
+// brokenListener fails as one does for want of descriptors, some times, and then accepts.
+type brokenListener struct {
+	net.Listener
+	failures int
+}
+
+func (l *brokenListener) Accept() (net.Conn, error) {
+	if l.failures > 0 {
+		l.failures--
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// TestClientsAreTakenAgainAfterAFailure guards against a broker that refuses everybody for good because it had no descriptor left
+// for a moment.
+func TestClientsAreTakenAgainAfterAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := &kfake.VirtualNetwork{}
+		broken := 0
+		b := open(t, Config{
+			Addr: "127.0.0.1:9092", Topics: []Topic{{Name: "a", Partitions: 1}},
+			Options: []kfake.Opt{kfake.ListenFn(func(kind, address string) (net.Listener, error) {
+				l, err := network.Listen(kind, address)
+				if err != nil {
+					return nil, err
+				}
+				broken++
+				always := make(chan struct{})
+				close(always)
+				return &gatedListener{Listener: &brokenListener{l, 20}, log: quiet(), ready: always, closed: make(chan struct{})}, nil
+			})},
+		})
+		client := producer(t, b.Addrs(), kgo.Dialer(network.DialContext))
+		produce(t, client, &kgo.Record{Topic: "a"})
+		if broken == 0 {
+			t.Error("expected the broken listener to be used")
+		}
+		client.Close()
+		closeBroker(t, b)
+		synctest.Wait()
+	})
 }
 
 func TestCancelledOpen(t *testing.T) {

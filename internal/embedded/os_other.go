@@ -4,6 +4,7 @@ package embedded
 
 import (
 	"errors"
+	"math"
 	"os"
 )
 
@@ -14,3 +15,5 @@ var errNoDisk = errors.New("the embedded broker keeps data on disk on Linux, mac
 func tryLock(*os.File) (held bool, err error) { return false, errNoDisk }
 
 func freeBytes(string) (uint64, error) { return 0, errNoDisk }
+
+func descriptorsMax() uint64 { return math.MaxUint64 }

@@ -5,6 +5,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"syscall"
 )
@@ -33,5 +34,14 @@ func freeBytes(dir string) (uint64, error) {
 	if int64(stat.Bavail) < 0 { // some systems count below zero into what is kept for root
 		return 0, nil
 	}
-	return uint64(stat.Bavail) * uint64(stat.Bsize), nil
+	return uint64(stat.Bavail) * uint64(stat.Bsize), nil //nolint:unconvert // some systems have signed blocks
+}
+
+// descriptorsMax is how many files this process may have open. The Go runtime has raised the limit as far as it may be.
+func descriptorsMax() uint64 {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return math.MaxUint64
+	}
+	return uint64(limit.Cur) //nolint:unconvert // some systems have it signed
 }

@@ -20,7 +20,7 @@ func withoutPrivileges(t *testing.T, f func()) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
-		syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0)
 		f()
 	}()
 	<-done

@@ -43,7 +43,7 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var faults []error
 	if len(c.Brokers) == 0 {
-		faults = append(faults, errors.New("Brokers: expected at least one address, but got none"))
+		faults = append(faults, errors.New("Brokers: expected at least one address, but got none")) //nolint:staticcheck // it begins with a field's name
 	}
 	if c.InFlightMax < 1 {
 		faults = append(faults, fmt.Errorf("InFlightMax: expected at least 1, but got %d", c.InFlightMax))
@@ -157,7 +157,7 @@ func (c *Client) read(ctx context.Context) error {
 	for {
 		fetches := c.reader.PollFetches(ctx)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
-			return nil
+			return nil //nolint:nilerr // to be stopped is no failure
 		}
 		var err error
 		fetches.EachError(func(_ string, partition int32, fault error) {

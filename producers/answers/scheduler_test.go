@@ -141,7 +141,7 @@ func (w *world) open(cfg Config) (c *Client, stop func() error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
-	go func() { ran <- c.Run(ctx) }()
+	go func(c *Client) { ran <- c.Run(ctx) }(c)
 	stop = sync.OnceValue(func() error {
 		cancel()
 		err := <-ran

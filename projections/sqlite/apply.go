@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/projections"
 )
 
@@ -226,6 +228,19 @@ func (b *bulk) flush(ctx context.Context) error {
 func (s *Store) Apply(ctx context.Context, batch *projections.Batch) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if safeguard.Split && len(batch.Steps) > 0 {
+		rest := *batch
+		rest.Steps = nil
+		if err := s.Apply(ctx, &rest); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+		batch = &projections.Batch{Steps: batch.Steps}
 	}
 	// The driver watches every statement of a context that can end, with a goroutine each; a batch is short enough to finish.
 	ctx = context.WithoutCancel(ctx)

@@ -240,6 +240,7 @@ func list(ctx context.Context, tx *sql.Tx, filter *projections.Filter, order pro
 	if err != nil {
 		return page, err
 	}
+	defer rows.Close() // for the ways out before its end
 	var keys []int64
 	var last projections.Mark
 	more := false
@@ -250,7 +251,7 @@ func list(ctx context.Context, tx *sql.Tx, filter *projections.Filter, order pro
 		}
 		var r candidate
 		if err := rows.Scan(&r.key, &r.org, &r.kind, &r.status, &r.wait, &r.created, &r.modified, &r.token, &r.correlation); err != nil {
-			return page, errors.Join(err, rows.Close())
+			return page, err
 		}
 		last = projections.Mark{Created: operation.Time(r.created), Key: projections.Key(r.key)}
 		if w.passes(&r) {

@@ -115,7 +115,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		{&s.byOrg, "SELECT o.name, t.name, c.status, c.wait, c.n FROM counts c JOIN names t ON t.key = c.type JOIN names o ON o.key = c.org"},
 		{&s.places, "SELECT partition, next, at, chain FROM positions ORDER BY partition"},
 	} {
-		if *p.to, err = s.read.PrepareContext(ctx, p.query); err != nil {
+		if *p.to, err = s.read.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // Close closes it
 			return fmt.Errorf("prepare %q: %w", p.query, err)
 		}
 	}

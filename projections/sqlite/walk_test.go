@@ -64,6 +64,7 @@ func TestWalksDoNotSort(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", query, err)
 			}
+			defer rows.Close()
 			var plan strings.Builder
 			for rows.Next() {
 				var id, parent, unused int

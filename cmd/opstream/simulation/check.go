@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -297,6 +298,9 @@ func (w *world) drain(ctx context.Context, res *Result) error {
 			return nil
 		}
 		if w.history.now()-began > drainWithin {
+			if g := w.kafka.GroupInfo("opstream.scheduler"); g != nil {
+				w.history.note("world", "the group of the schedulers: %s, generation %d, members %+v", g.State, g.Epoch, g.Members)
+			}
 			for _, r := range live {
 				s := &f.ops[r].state
 				w.violation("%s has not ended within %s of quiet: %s %s, attempt %d at %q, blocked by %q", r, drainWithin, s.Status, s.Wait(), s.Attempt, s.Session, s.BlockedBy)
@@ -340,14 +344,82 @@ func (w *world) unread(ctx context.Context, f *fold) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	signals, err := w.records(ctx, w.topics.Signals())
+	if err != nil {
+		return nil, err
+	}
+	buried, err := w.buried(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var out []string
+	sent := map[forwarded]bool{}
 	for n := range w.plan.Partitions {
 		for _, rec := range records[n] {
-			if !f.causes[n][operation.Cause{Topic: schemas.TopicRequests, Offset: rec.Offset}] {
-				cmd, err := schemas.DecodeCommand(rec)
-				out = append(out, fmt.Sprintf("request %d-%d (%s %s/%s, %v)", n, rec.Offset, cmd.Kind, cmd.Org, cmd.ID, err))
+			if f.causes[n][operation.Cause{Topic: schemas.TopicRequests, Offset: rec.Offset}] || buried[[2]int64{int64(n), rec.Offset}] {
+				continue
+			}
+			cmd, err := schemas.DecodeCommand(rec)
+			out = append(out, fmt.Sprintf("request %d-%d (%s %s/%s, %v)", n, rec.Offset, cmd.Kind, cmd.Org, cmd.ID, err))
+		}
+		for _, rec := range signals[n] {
+			if !f.causes[n][operation.Cause{Topic: schemas.TopicSignals, Offset: rec.Offset}] {
+				out = append(out, fmt.Sprintf("signal %d-%d", n, rec.Offset))
+			}
+			inner, err := schemas.DecodeForwarded(rec)
+			if err != nil {
+				w.violation("signal %d-%d cannot be read: %v", n, rec.Offset, err)
+				continue
+			}
+			cmd, _ := schemas.DecodeCommand(inner) // a refusal names the operation, too
+			sent[forwarded{n, cmd.Org, string(cmd.ID), cmd.CommandID}] = true
+		}
+	}
+	for n, entries := range f.entries {
+		for at, e := range entries {
+			if ev := &e.event; e.valid && ev.Kind == operation.Forwarded {
+				inner, err := schemas.UnwrapRequest(ev.Body)
+				if err != nil {
+					w.violation("the forwarded request at %d-%d cannot be read: %v", n, at, err)
+					continue
+				}
+				cmd, _ := schemas.DecodeCommand(inner)
+				if !sent[forwarded{ev.To, cmd.Org, string(cmd.ID), cmd.CommandID}] {
+					out = append(out, fmt.Sprintf("the forwarding at %d-%d to %d", n, at, ev.To))
+				}
 			}
 		}
+	}
+	return out, nil
+}
+
+// forwarded names a request that one partition tells another.
+type forwarded struct {
+	to               int32
+	org, id, command string
+}
+
+// buried lists the records, by partition and offset of requests, that stand among the dead letters.
+func (w *world) buried(ctx context.Context) (map[[2]int64]bool, error) {
+	records, err := w.records(ctx, w.topics.DeadLetter())
+	if err != nil {
+		return nil, err
+	}
+	out := map[[2]int64]bool{}
+	for _, rec := range records[0] {
+		var at [2]int64
+		for _, h := range rec.Headers {
+			switch h.Key {
+			case schemas.HeaderDeadPartition:
+				at[0], err = strconv.ParseInt(string(h.Value), 10, 64)
+			case schemas.HeaderDeadOffset:
+				at[1], err = strconv.ParseInt(string(h.Value), 10, 64)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("dead letter %d: %w", rec.Offset, err)
+			}
+		}
+		out[at] = true
 	}
 	return out, nil
 }
@@ -413,8 +485,8 @@ func (w *world) check(ctx context.Context, res *Result) error {
 func (w *world) tell(f *fold) {
 	w.history.mu.Lock()
 	defer w.history.mu.Unlock()
-	for n, entries := range f.entries {
-		for at, e := range entries {
+	for n := range w.plan.Partitions {
+		for at, e := range f.entries[n] {
 			ev := &e.event
 			text := fmt.Sprintf("%d-%d %s", n, at, ev.Kind)
 			if !e.valid {
@@ -464,7 +536,7 @@ func (w *world) checkCalls(f *fold) {
 		what := fmt.Sprintf("%s's %s %s/%s (command %q) at %s", k.who, k.sent.Kind, k.sent.Org, k.sent.ID, k.sent.CommandID, k.began)
 		if k.err != nil || k.acked {
 			r := ref{schemas.PartitionFor([]byte(k.op.target()), w.plan.Partitions), k.sent.Org, k.sent.ID}
-			if k.acked && k.sent.Kind == operation.Submit && f.ops[r] == nil && !f.deleted[r] {
+			if k.acked && !k.plan.garbage && k.sent.Kind == operation.Submit && f.ops[r] == nil && !f.deleted[r] {
 				w.violation("%s was safe on the log, but there is no such operation", what)
 			}
 			if errors.Is(k.err, command.ErrUnavailable) && !errors.Is(k.err, command.ErrOutcomeUnknown) && ids[k.sent.CommandID] == 1 {
@@ -522,6 +594,13 @@ func (w *world) checkHandlers(f *fold) {
 		org, name string
 	}
 	lanes := map[lane][]*handlerRun{}
+	var order []lane
+	add := func(l lane, r *handlerRun) {
+		if lanes[l] == nil {
+			order = append(order, l)
+		}
+		lanes[l] = append(lanes[l], r)
+	}
 	ran := map[ref]map[operation.Attempt]*handlerRun{}
 	for _, r := range w.history.runs {
 		at := ref{r.partition, r.org, r.id}
@@ -543,12 +622,13 @@ func (w *world) checkHandlers(f *fold) {
 		case sent > r.began:
 			w.violation("attempt %d of %s was run on %s at %s, before it was dispatched at %s", r.attempt, at, r.host.name, r.began, sent)
 		}
-		lanes[lane{r.partition, r.org, "operation " + string(r.id)}] = append(lanes[lane{r.partition, r.org, "operation " + string(r.id)}], r)
+		add(lane{r.partition, r.org, "operation " + string(r.id)}, r)
 		if token := t.state.Request.DependencyToken; token != "" {
-			lanes[lane{r.partition, r.org, "token " + token}] = append(lanes[lane{r.partition, r.org, "token " + token}], r)
+			add(lane{r.partition, r.org, "token " + token}, r)
 		}
 	}
-	for l, runs := range lanes {
+	for _, l := range order {
+		runs := lanes[l]
 		slices.SortStableFunc(runs, func(a, b *handlerRun) int { return int(a.began - b.began) })
 		var busy *handlerRun
 		for _, r := range runs {

@@ -102,7 +102,8 @@ func (w *world) handler(h *host) worker.Handler {
 			}
 			w.ended(run, err, p)
 			if p != nil {
-				panic(p) // invariant: it is the handler's own, and the worker's to deal with
+				// invariant: it is the handler's own, and the worker's to deal with
+				panic(p)
 			}
 		}()
 		return w.act(ctx, h, op, kind, span, die)
@@ -200,7 +201,8 @@ func (w *world) act(ctx context.Context, h *host, op *worker.Operation, kind beh
 		stubborn(ctx, h, span)
 	case panics:
 		sleep(ctx, h, span)
-		panic("the handler panics") // invariant: that is what is tried
+		// invariant: that is what is tried
+		panic("the handler panics")
 	case yieldsUntil:
 		return nil, worker.YieldUntil(time.Now().Add(span), map[string]any{"yielded": op.Attempt})
 	case yieldsForEvent:

@@ -26,6 +26,7 @@ type host struct {
 	name string
 	net  *network
 	lag  func() time.Duration // of what it sends
+	fell func(late bool)      // hears that a request has made it fall
 
 	mu     sync.Mutex
 	dead   bool          // nothing is heard any more
@@ -41,9 +42,9 @@ type host struct {
 
 // netFault is something that happens once to a request of one kind.
 type netFault struct {
-	key    int16 // of the request
-	how    netFaultKind
-	reason string
+	key  int16 // of the request
+	how  netFaultKind
+	skip int // so many requests go through before
 }
 
 type netFaultKind uint8
@@ -52,6 +53,8 @@ const (
 	loseAnswer  netFaultKind = iota // the broker does the work, and the connection breaks before the answer
 	loseRequest                     // the connection breaks before the broker hears it
 	delayIt                         // the request takes seconds
+	fallBefore                      // the process falls before the request leaves
+	fallAfter                       // the process falls when the request has left
 )
 
 func (n *network) host(name string, lag func() time.Duration) *host {
@@ -170,7 +173,7 @@ func (h *host) die(late bool) {
 	h.mu.Unlock()
 	for _, c := range all {
 		if late {
-			c.Close() // the client's end; the rest is on its way
+			_ = c.Close() // the client's end; the rest is on its way
 		} else {
 			c.breakOff()
 		}
@@ -195,6 +198,10 @@ func (h *host) disarm() {
 
 func (h *host) fault(key int16) (netFault, bool) {
 	for i, f := range h.armed {
+		if f.key == key && f.skip > 0 {
+			h.armed[i].skip--
+			continue
+		}
 		if f.key == key {
 			h.armed = append(h.armed[:i:i], h.armed[i+1:]...)
 			return f, true
@@ -240,14 +247,33 @@ func (c *conn) Write(b []byte) (int, error) {
 			p.fault, p.last = true, f.how
 		}
 	}
+	fell := c.host.fell
 	c.host.mu.Unlock()
+	if p.fault && p.last == fallBefore {
+		c.host.die(false)
+		go fell(false)
+		return 0, errCut
+	}
+	if err := c.take(p, dead); err != nil {
+		return 0, err
+	}
+	if p.fault && p.last == fallAfter {
+		c.host.die(true)
+		go fell(true)
+		return 0, errCut
+	}
+	return len(b), nil
+}
+
+// take puts a parcel on its way.
+func (c *conn) take(p parcel, dead bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.broken || c.shut || dead {
-		return 0, errCut
+		return errCut
 	}
 	if p.fault && p.last == delayIt {
-		p.due = p.due.Add(time.Duration(1+len(b)%7) * time.Second)
+		p.due = p.due.Add(time.Duration(1+len(p.bytes)%7) * time.Second)
 	}
 	if p.due.Before(c.due) {
 		p.due = c.due
@@ -255,7 +281,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	c.due = p.due
 	c.queue = append(c.queue, p)
 	c.signal()
-	return len(b), nil
+	return nil
 }
 
 func (c *conn) signal() {

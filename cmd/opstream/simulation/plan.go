@@ -57,6 +57,8 @@ type commandPlan struct {
 	at      time.Duration
 	client  int
 	plain   bool // through package producers, without waiting for the answer
+	foreign bool // as a producer with another partitioner puts it
+	garbage bool // and it cannot be read
 	kind    operation.CommandKind
 	op      int
 	other   bool // another body under the same id
@@ -77,6 +79,7 @@ const (
 	clockJump                   // the wall clock of a host moves
 	rival                       // another scheduler, of another group, owns all partitions as well
 	rehash                      // group coordinators move
+	trip                        // the process falls at one of its next requests, between two steps
 	faultKinds = iota
 )
 
@@ -117,6 +120,12 @@ func (f *faultPlan) String() string {
 		return fmt.Sprintf("the clock of %s jumps by %s", f.part, f.by)
 	case rival:
 		return fmt.Sprintf("%s owns all partitions as well, for %s", f.part, f.lasts)
+	case trip:
+		when := "before"
+		if f.net.how == fallAfter {
+			when = fmt.Sprintf("after (which arrives %s later)", f.ghost)
+		}
+		return fmt.Sprintf("%s will fall %s its %d. %s request, and be back after %s", f.part, when, f.net.skip+1, kmsg.NameForKey(f.net.key), f.lasts)
 	case rehash:
 		return "the coordinators of groups move"
 	}
@@ -196,6 +205,8 @@ func (p *Plan) commands() {
 	add := func(c commandPlan) {
 		c.client = r.IntN(p.Clients)
 		c.plain = r.IntN(4) == 0
+		c.foreign = r.IntN(15) == 0
+		c.garbage = c.foreign && r.IntN(5) == 0
 		c.timeout = between(r, time.Second, 20*time.Second)
 		c.id = fmt.Sprintf("cmd%d", len(p.Commands))
 		if r.IntN(10) == 0 && len(p.Commands) > 0 && c.kind != operation.Submit {
@@ -296,7 +307,9 @@ func (p *Plan) faults() {
 			f.times = 1 + r.IntN(4)
 			f.topic = pick(r, "journal", "journal", "journal", "requests", "reports", "inboxes", "sessions", "checkpoints")
 			f.keys = producing
-			switch r.IntN(6) {
+			switch r.IntN(8) {
+			case 6, 7: // what a client gives up at once, and nothing was done
+				f.err = pick(r, kerr.TopicAuthorizationFailed, kerr.PolicyViolation, kerr.InvalidRecord)
 			case 0, 1:
 				f.err = kerr.NotLeaderForPartition
 			case 2, 3:
@@ -306,6 +319,12 @@ func (p *Plan) faults() {
 			default:
 				f.keys, f.err = fetching, pick(r, kerr.NotLeaderForPartition, kerr.OffsetOutOfRange, kerr.UnknownLeaderEpoch, kerr.KafkaStorageError)
 			}
+		case trip:
+			f.net.key = kmsg.Produce.Int16()
+			f.net.how = pick(r, fallBefore, fallAfter)
+			f.net.skip = r.IntN(pick(r, 2, 10, 40))
+			f.ghost = pick(r, 0, between(r, 0, time.Second), between(r, 0, 20*time.Second))
+			f.lasts = between(r, 50*time.Millisecond, pick(r, 500*time.Millisecond, 8*time.Second))
 		case clockJump:
 			f.by = between(r, -10*time.Minute, 10*time.Minute)
 		case rival:

@@ -53,6 +53,7 @@ func Run(ctx context.Context, p *Plan) (*Result, error) {
 	for _, name := range w.names {
 		w.parts[name].up(living)
 	}
+	w.running.Go(func() { w.nurse(living) })
 	w.unfold(living)
 	w.calm(living)
 	before := w.history.now()
@@ -92,7 +93,8 @@ func (w *world) unfold(ctx context.Context) {
 // at waits for a time of the plan.
 func (w *world) at(t time.Duration) {
 	if wait := t - w.history.now(); wait > 0 {
-		time.Sleep(wait) // sleep: virtual time, and it is the plan that says when
+		// sleep: virtual time, and it is the plan that says when
+		time.Sleep(wait)
 	}
 }
 
@@ -130,6 +132,21 @@ func (w *world) fault(ctx context.Context, f faultPlan) {
 			}
 			w.later(f.lasts, l.host.disarm)
 		}
+	case trip:
+		l, _ := p.current()
+		if l == nil {
+			return
+		}
+		h := l.host
+		h.mu.Lock()
+		h.fell = func(late bool) {
+			w.history.note(h.name, "falls")
+			_, done := p.crashOf(l, late)
+			w.later(f.ghost, h.release)
+			w.later(f.lasts, func() { w.revive(ctx, p, done) })
+		}
+		h.mu.Unlock()
+		h.arm(f.net)
 	case atBroker:
 		handle := w.kafka.Fault(kfake.Fault{Keys: f.keys, Topic: schemas.DefaultPrefix + f.topic, Err: f.err, Count: f.times})
 		w.later(f.lasts, handle.Remove)
@@ -161,7 +178,8 @@ func (w *world) revive(ctx context.Context, p *part, done <-chan struct{}) {
 
 // calm ends all faults.
 func (w *world) calm(ctx context.Context) {
-	time.Sleep(10 * time.Millisecond) // sleep: virtual time, for what is due at this very moment
+	// sleep: virtual time, for what is due at this very moment
+	time.Sleep(10 * time.Millisecond)
 	w.history.note("world", "the faults are over")
 	w.quiet.Store(true)
 	for _, name := range w.names {
@@ -238,17 +256,26 @@ func (w *world) command(c commandPlan) {
 func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *operation.Command) {
 	k := &call{plan: c, op: o, who: name, began: w.history.now(), sent: cmd}
 	how := "gives"
-	if c.plain {
+	switch {
+	case c.garbage:
+		how = "garbles"
+	case c.foreign:
+		how = "puts astray"
+	case c.plain:
 		how = "puts"
 	}
 	w.history.note(name, "%s %s %s/%s id %q%s", how, cmd.Kind, cmd.Org, cmd.ID, cmd.CommandID, otherBody(c.other))
 	w.calling.Go(func() {
 		ctx, cancel := context.WithTimeout(v.ctx, c.timeout)
 		defer cancel()
-		if c.plain {
+		switch {
+		case c.foreign:
+			k.err = w.stray(ctx, v, c, o, cmd)
+			k.acked = k.err == nil
+		case c.plain:
 			k.err = w.put(ctx, v, c, o, cmd)
 			k.acked = k.err == nil
-		} else {
+		default:
 			k.answer, k.err = v.answers.Do(ctx, cmd, o.target())
 		}
 		w.history.mu.Lock()
@@ -258,7 +285,7 @@ func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *opera
 		switch {
 		case k.err != nil:
 			w.history.note(name, "hears of %s %s/%s: %s", cmd.Kind, cmd.Org, cmd.ID, strings.ReplaceAll(k.err.Error(), "\n", " "))
-		case c.plain:
+		case k.acked:
 			w.history.note(name, "hears of %s %s/%s: it is safe", cmd.Kind, cmd.Org, cmd.ID)
 		default:
 			w.history.note(name, "hears of %s %s/%s: %d-%d %s %s", cmd.Kind, cmd.Org, cmd.ID, k.answer.Partition, k.answer.Place, k.answer.Event, codeOf(k.answer.Rejection))
@@ -278,6 +305,16 @@ func codeOf(r *operation.Rejection) string {
 		return ""
 	}
 	return string(r.Code)
+}
+
+// stray puts a command on a partition where it does not belong, or something that is none.
+func (w *world) stray(ctx context.Context, v *voice, c commandPlan, o *opPlan, cmd *operation.Command) error {
+	rec := schemas.EncodeCommand(w.topics, cmd, []byte(o.target()))
+	rec.Partition = (schemas.PartitionFor([]byte(o.target()), w.plan.Partitions) + 1) % w.plan.Partitions
+	if c.garbage {
+		rec.Value = []byte(`{"id":`)
+	}
+	return v.raw.ProduceSync(ctx, rec).FirstErr()
 }
 
 // put gives a command through package producers.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/consumers/scheduler"
 	"github.com/opstream/opstream/consumers/worker"
@@ -212,13 +213,20 @@ func (p *part) up(ctx context.Context) {
 
 // crash ends the process without letting it do anything more that is heard. It returns a function that lets what is late arrive.
 func (p *part) crash(late bool) (arrive func(), done <-chan struct{}) {
-	p.mu.Lock()
-	l := p.life
-	p.life, p.ready, p.wanted = nil, nil, false
-	p.mu.Unlock()
+	l, _ := p.current()
 	if l == nil {
 		return func() {}, nil
 	}
+	return p.crashOf(l, late)
+}
+
+// crashOf ends one life.
+func (p *part) crashOf(l *life, late bool) (arrive func(), done <-chan struct{}) {
+	p.mu.Lock()
+	if p.life == l {
+		p.life, p.ready, p.wanted = nil, nil, false
+	}
+	p.mu.Unlock()
 	l.host.die(late)
 	p.w.fallen(l.host)
 	l.cancel()
@@ -336,6 +344,7 @@ func (w *world) projector(i int) func(context.Context, *life) error {
 type voice struct {
 	answers *answers.Client
 	plain   *producers.Client
+	raw     *kgo.Client
 	ctx     context.Context //nolint:containedctx // ends with the life
 }
 
@@ -352,11 +361,60 @@ func (w *world) client(ctx context.Context, l *life) error {
 	if err != nil {
 		return errors.Join(err, a.Close(ctx))
 	}
-	l.part.offer(l, &voice{a, plain, ctx})
+	raw, err := kgo.NewClient(append(w.options(l.host), kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+	if err != nil {
+		return errors.Join(err, a.Close(ctx), plain.Close(ctx))
+	}
+	defer raw.Close()
+	l.part.offer(l, &voice{a, plain, raw, ctx})
 	err = a.Run(ctx)
 	closing, end := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer end()
 	return errors.Join(err, a.Close(closing), plain.Close(closing))
+}
+
+// nurse helps the broker over a fault of its own: a member whose connection breaks while it waits in a JoinGroup never expires,
+// and every join sets the rebalance's deadline anew, so that two members whose requests time out in turn never come together. A
+// real broker expires the one and keeps the other.
+func (w *world) nurse(ctx context.Context) {
+	const group, patience = "opstream.scheduler", 12 * time.Second
+	_, client, err := w.reader()
+	if err != nil {
+		w.violation("no client for the group: %v", err)
+		return
+	}
+	defer client.Close()
+	since, generation := w.history.now(), int32(-1)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+		g := w.kafka.GroupInfo(group)
+		if g == nil || g.State != "PreparingRebalance" || g.Epoch != generation {
+			since = w.history.now()
+			if g != nil {
+				generation = g.Epoch
+			}
+			continue
+		}
+		if w.history.now()-since < patience {
+			continue
+		}
+		since = w.history.now()
+		w.history.note("world", "a rebalance hangs: the broker is told to forget all %d members", len(g.Members))
+		leave := kmsg.NewPtrLeaveGroupRequest()
+		leave.Group = group
+		for _, m := range g.Members {
+			member := kmsg.NewLeaveGroupRequestMember()
+			member.MemberID = m.MemberID
+			leave.Members = append(leave.Members, member)
+		}
+		if _, err := leave.RequestWith(ctx, client); err != nil && ctx.Err() == nil {
+			w.history.note("world", "the group could not be helped: %v", err)
+		}
+	}
 }
 
 func isRival(name string) bool { return strings.HasPrefix(name, "rival") }

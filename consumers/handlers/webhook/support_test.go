@@ -2,16 +2,13 @@ package webhook
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 
@@ -136,11 +133,6 @@ func readAll(t testing.TB, r io.Reader) string {
 		t.Error(err)
 	}
 	return string(b)
-}
-
-// keyOfLength is a secret of n bytes in the prefixed form.
-func keyOfLength(n int) []byte {
-	return fmt.Appendf(nil, "whsec_%s", base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", n))))
 }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }

@@ -115,8 +115,12 @@ func (c *Config) validate() error {
 		name string
 		is   time.Duration
 	}{
-		{"Timeout", c.Timeout}, {"MaxTimeout", c.MaxTimeout}, {"DialTimeout", c.DialTimeout},
-		{"TLSTimeout", c.TLSTimeout}, {"HeaderTimeout", c.HeaderTimeout}, {"IdleTimeout", c.IdleTimeout},
+		{"Timeout", c.Timeout},
+		{"MaxTimeout", c.MaxTimeout},
+		{"DialTimeout", c.DialTimeout},
+		{"TLSTimeout", c.TLSTimeout},
+		{"HeaderTimeout", c.HeaderTimeout},
+		{"IdleTimeout", c.IdleTimeout},
 	} {
 		if d.is < 0 {
 			fault("expected %s to be positive, but it is %s", d.name, d.is)
