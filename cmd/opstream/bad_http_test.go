@@ -139,10 +139,10 @@ func TestBadInputOverHTTP(t *testing.T) {
 		shows(t, strings.NewReplacer("\t", "").Replace(p.Detail))
 	}
 
-	lines1 := strings.Join([]string{
+	file := strings.Join([]string{
 		"\xff", "", "[]", "null", "{}\r", with("b1", ""), with("b1", `"priority":1`), many("[", 100_000), many("x", 3<<20), with("b2", ""),
 	}, "\n")
-	_, _, body := h.http("POST", "/v1/operations:batch", typed("application/jsonl"), lines1)
+	_, _, body := h.http("POST", "/v1/operations:batch", typed("application/jsonl"), file)
 	var codes []string
 	for _, a := range lines[api.BatchLine](t, string(body)) {
 		switch {

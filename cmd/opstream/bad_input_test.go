@@ -135,7 +135,7 @@ func (h *hostileSender) http(method, path string, header http.Header, body strin
 	return resp.StatusCode, resp.Header, answer
 }
 
-// found is where records ended: "dead CODE", "rejected CODE", or the event that they led to; by topic, partition and offset.
+// ends tells where records ended: "dead CODE", "rejected CODE", or the event that they led to; by topic, partition and offset.
 func (h *hostileSender) ends() map[string]string {
 	h.t.Helper()
 	out := map[string]string{}
@@ -197,7 +197,8 @@ func place0(rec *kgo.Record, topics schemas.Topics) string {
 
 const requestedType = "opstream.operation.requested.v1"
 
-// binary is a request in binary mode, as a sender without our library makes it. The key is org/id unless it is set.
+// binaryMode is a request in binary mode, as a sender without our library makes it. Its key is that of an operation without a
+// token; headers that are named again replace the ones that it has.
 func binaryMode(id, value string, more ...kgo.RecordHeader) *kgo.Record {
 	rec := &kgo.Record{Topic: schemas.Topics{}.Requests(), Key: []byte("bad/" + id), Value: []byte(value), Headers: []kgo.RecordHeader{
 		{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte(id)}, {Key: "ce_source", Value: []byte("/crm")},
@@ -495,12 +496,11 @@ func badElsewhere() []sent {
 // over; who wrote it writes again.
 func TestBadInputToTheWorkersTopics(t *testing.T) {
 	h := newHostileSender(t)
-	var inbox []byte
 	for _, value := range []string{"", "{", "null", strings.Repeat("[", 100_000), "\xff", `{"session":"x","slots":-1}`, `{"slots":99999999999999999999}`} {
 		for _, topic := range []string{h.topics.Sessions(), h.topics.Inboxes()} {
 			for _, typ := range []string{"opstream.session.heartbeat.v1", "opstream.attempt.offered.v1", "opstream.attempt.cancel.v1", "nobody.knows"} {
 				rec := binaryMode("w", value, head("ce_type", typ))
-				rec.Topic, rec.Partition, rec.Key = topic, 0, inbox
+				rec.Topic, rec.Partition, rec.Key = topic, 0, nil
 				h.put(rec)
 			}
 		}
@@ -511,6 +511,32 @@ func TestBadInputToTheWorkersTopics(t *testing.T) {
 		h.follow(p)
 	}
 	h.settle()
+}
+
+// TestASessionThatIsNone: a heartbeat that can be read but comes of no worker, with all the room that there can be and an inbox
+// that there is not, gets work, and loses it with its lease.
+func TestASessionThatIsNone(t *testing.T) {
+	h := newHostileSender(t)
+	for i, more := range []string{`"inbox":999999,"lease":"1s"`, `"inbox":2147483647,"lease":"1s"`, `"inbox":0,"lease":"1ns"`} {
+		rec := binaryMode("w", fmt.Sprintf(`{"session":"\u0000ghost-%d","pool":"","types":["ghosts",""," "],"slots":2147483647,"queue":2147483647,"state":"running","sequence":1,%s}`, i, more),
+			head("ce_type", "opstream.session.heartbeat.v1"))
+		rec.Topic, rec.Partition = h.topics.Sessions(), 0
+		h.put(rec)
+	}
+	for i := range 6 {
+		id := fmt.Sprint("for-ghosts-", i)
+		rec := binaryMode(id, strings.Replace(with(id, ""), "noop", "ghosts", 1))
+		h.put(rec)
+		h.follow(rec.Partition)
+	}
+	h.settle()
+	eventually(t, 20*time.Second, func() (bool, string) {
+		var list api.List
+		if err := h.json("/v1/operations?organization=bad&status=ready", &list); err != nil {
+			return false, err.Error()
+		}
+		return len(list.Operations) == 6 && strings.Contains(list.Operations[0].Why, "no worker"), fmt.Sprintf("%+v", list.Operations)
+	})
 }
 
 // TestTooLargeForTheBroker: the broker's own limit stands before ours, and our client says so before anything is sent.

@@ -37,7 +37,7 @@ func peak(t testing.TB, pid int) int {
 }
 
 // TestMemoryStaysBoundedUnderBadInput sends a whole process 200 bad inputs of 1 MiB at once, on each way in. What they take
-// is bounded: peakMax for the process with its broker, its tables and all roles, of which an idle one has some 60 MiB.
+// is bounded: peakMax for the process with its broker, its tables and all roles, of which an idle one has some 30 MiB.
 func TestMemoryStaysBoundedUnderBadInput(t *testing.T) {
 	const n, size, peakMax = 200, 1 << 20, 640 // MiB: the records themselves once (200), as dead letters (200), and what is under way
 	broker := freePort(t)

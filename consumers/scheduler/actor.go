@@ -32,7 +32,8 @@ type actor struct {
 	points checkpoints
 	mark   effectsMark
 
-	unsent []appended // forwarded requests whose signals recovery could not tell to be sent
+	burials []chan error // dead letters that are not known to be on the log
+	unsent  []appended   // forwarded requests whose signals recovery could not tell to be sent
 
 	wake chan struct{} // holds one token when there is something to look at
 
@@ -152,7 +153,9 @@ func (a *actor) work(ctx context.Context) error {
 		}
 		if !quiet && len(a.flying) < a.s.cfg.InFlightMax {
 			a.takeBeats(tick, &cause)
-			a.takeInputs(ctx, t, &cause)
+			if err := a.takeInputs(ctx, t, &cause); err != nil {
+				return stopOr(ctx, err)
+			}
 			a.engine.Settle(cause, t)
 			cause = operation.Cause{Topic: "clock"}
 			a.append()
@@ -227,10 +230,7 @@ func (a *actor) give(topic string, records []*kgo.Record) (pause bool) {
 	if topic == a.s.cfg.Topics.Requests() {
 		q = &a.requests
 	}
-	q.waiting = append(q.waiting, records...)
-	if len(q.waiting) > a.s.cfg.QueueMax {
-		q.paused, pause = true, true
-	}
+	pause = q.add(records, a.s.cfg.QueueMax)
 	a.mu.Unlock()
 	a.signal()
 	return pause

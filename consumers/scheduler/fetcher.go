@@ -121,6 +121,9 @@ func (f *fetcher) run(ctx context.Context) {
 	}
 }
 
+// leaseMax is the longest lease that a session may ask for.
+const leaseMax = time.Hour
+
 // beats reads heartbeats. One that cannot be read is reported and passed over.
 func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 	for _, rec := range records {
@@ -130,8 +133,12 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 			f.log.Warn("heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "offset", rec.Offset, "err", err)
 			continue
 		}
+		if hb.Lease > leaseMax {
+			f.log.Warn("heartbeat is passed over: a session that may be silent for so long would keep its operations from running elsewhere", "session", string(hb.Session), "lease", hb.Lease, "max", leaseMax)
+			continue
+		}
 		h := heard{at: now, offset: rec.Offset, beat: partition.Heartbeat{
-			Session: hb.Session, Pool: hb.Pool, Types: hb.Types, Room: int(hb.Slots + hb.Queue), Inbox: hb.Inbox,
+			Session: hb.Session, Pool: hb.Pool, Types: hb.Types, Room: int(hb.Slots) + int(hb.Queue), Inbox: hb.Inbox,
 			Lease: hb.Lease, Draining: hb.State == schemas.SessionDraining, Ended: hb.State == schemas.SessionEnded,
 		}}
 		if h.beat.Ended {

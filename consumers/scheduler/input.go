@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -14,7 +15,23 @@ import (
 type inputs struct {
 	waiting []*kgo.Record
 	spare   []*kgo.Record // the other half of the double buffer
-	paused  bool          // too many wait: the topic's partition is not fetched
+	bytes   int           // of keys and values that wait
+	paused  bool          // too much waits: the topic's partition is not fetched
+}
+
+// queueBytes bounds what the inputs of one partition and kind take of memory while they wait, beside one fetch.
+const queueBytes = 32 << 20
+
+// add takes fetched records. It returns true when no more are to be fetched for now.
+func (q *inputs) add(records []*kgo.Record, queueMax int) (pause bool) {
+	q.waiting = append(q.waiting, records...)
+	for _, rec := range records {
+		q.bytes += len(rec.Key) + len(rec.Value)
+	}
+	if len(q.waiting) > queueMax || q.bytes > queueBytes {
+		q.paused, pause = true, true
+	}
+	return pause
 }
 
 // take removes the first n at most. It returns resume when fetching may go on, and more when some are left.
@@ -26,7 +43,10 @@ func (q *inputs) take(n, queueMax int) (records []*kgo.Record, resume, more bool
 	} else {
 		q.waiting, q.spare = q.spare[:0], nil
 	}
-	if resume = q.paused && len(q.waiting) <= queueMax/2; resume {
+	for _, rec := range records {
+		q.bytes -= len(rec.Key) + len(rec.Value)
+	}
+	if resume = q.paused && len(q.waiting) <= queueMax/2 && q.bytes <= queueBytes/2; resume {
 		q.paused = false
 	}
 	return records, resume, more
@@ -36,8 +56,9 @@ func (q *inputs) take(n, queueMax int) (records []*kgo.Record, resume, more bool
 // what is under way from ending.
 const requestsAtOnce = 512
 
-// takeInputs decides inputs that wait, as far as the room for appends allows: reports and signals first.
-func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) {
+// takeInputs decides inputs that wait, as far as the room for appends allows: reports and signals first. After an error the engine
+// is ahead of what will ever be appended.
+func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) (err error) {
 	room := a.s.cfg.InFlightMax - len(a.flying)
 	a.mu.Lock()
 	reports, resumeReports, moreReports := a.reports.take(room, a.s.cfg.QueueMax)
@@ -51,7 +72,9 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 	}
 	for _, records := range [][]*kgo.Record{reports, requests} {
 		for i, rec := range records {
-			*cause = a.input(ctx, rec, t)
+			if *cause, err = a.input(ctx, rec, t); err != nil {
+				return err
+			}
 			records[i] = nil
 		}
 	}
@@ -63,13 +86,14 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 		a.requests.spare = requests[:0]
 	}
 	a.mu.Unlock()
+	return a.settled(ctx)
 }
 
 // input decides one record and returns it as the cause of what follows.
-func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) operation.Cause {
+func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (operation.Cause, error) {
 	cause := operation.Cause{Topic: a.s.cfg.Topics.Short(rec.Topic), Offset: rec.Offset}
 	if a.engine.Read(cause) {
-		return cause
+		return cause, nil
 	}
 	original := rec
 	var c operation.Command
@@ -87,7 +111,7 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) op
 		if err == nil && cause.Topic == schemas.TopicRequests {
 			if to := schemas.ExpectedPartition(rec, &c, int32(a.s.cfg.Engine.Partitions)); to != a.p {
 				a.engine.Forward(to, schemas.WrapRequest(rec), cause, t)
-				return cause
+				return cause, nil
 			}
 		}
 	}
@@ -96,46 +120,65 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) op
 	switch {
 	case errors.As(err, &refusal):
 		a.engine.Refuse(&c, refusal.Code, refusal.Error(), t)
-		return cause
+		return cause, nil
 	case err != nil:
 		a.bury(original, err)
-		return cause
+		return cause, nil
 	}
 	if need, wants := a.engine.Do(&c, t); wants {
-		a.retry(ctx, &c, need, t)
+		return cause, a.retry(ctx, &c, need, t)
 	}
-	return cause
+	return cause, nil
 }
 
 // retry reads the request of an operation that has ended from the journal, and decides its retry by hand. The partition
 // waits for that: later inputs must not overtake this one.
-func (a *actor) retry(ctx context.Context, c *operation.Command, place operation.Place, t operation.Time) {
+func (a *actor) retry(ctx context.Context, c *operation.Command, place operation.Place, t operation.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := a.requestAt(ctx, place)
 	if err == nil && c.Data != nil {
 		req = schemas.WithData(req, c.Data)
 	}
+	if err != nil && !errors.Is(err, errNoRequest) {
+		return fmt.Errorf("reading the request of operation %s, which is to be tried again: %w", c.ID, err) // that says nothing of the operation
+	}
 	if err != nil {
 		a.log.Error("the request of a failed operation cannot be read from the journal", "operation_id", string(c.ID), "place", int64(place), "err", err)
 		a.engine.Refuse(c, operation.Forgotten, "the operation's request could not be read: "+err.Error(), t)
-		return
+		return nil
 	}
 	c.Request = req
 	a.engine.Do(c, t)
+	return nil
 }
 
-// bury puts a record that cannot be read where people look, with the reason.
+// bury puts a record that cannot be read where people look, with the reason. Until it is there nothing may be appended that
+// shows the record as read, see settled.
 func (a *actor) bury(rec *kgo.Record, why error) {
 	code := schemas.MalformedJSON
 	if bad, ok := schemas.IsDecodeError(why); ok {
 		code = bad.Code
 	}
-	dead := schemas.DeadLetter(a.s.cfg.Topics, rec, code, why.Error(), a.s.cfg.Owner, a.s.cfg.now())
-	a.log.Warn("input cannot be read", "topic", rec.Topic, "offset", rec.Offset, "err", why)
-	a.s.out.Produce(a.s.ctx, dead, func(_ *kgo.Record, err error) {
-		if err != nil {
-			a.log.Error("dead letter was not written", "topic", rec.Topic, "offset", rec.Offset, "err", err)
+	a.log.Warn("input cannot be read; it goes to the dead letters", "topic", rec.Topic, "offset", rec.Offset, "err", why)
+	dead := schemas.DeadLetter(a.s.cfg.Topics, rec, code, why.Error(), a.s.cfg.Owner, a.now())
+	buried := make(chan error, 1)
+	a.burials = append(a.burials, buried)
+	a.s.out.Produce(a.s.ctx, dead, func(_ *kgo.Record, err error) { buried <- err })
+}
+
+// settled waits until all dead letters are on the log. When one is not, the actor ends, and its record is read again.
+func (a *actor) settled(ctx context.Context) error {
+	for _, buried := range a.burials {
+		select {
+		case err := <-buried:
+			if err != nil {
+				return fmt.Errorf("a dead letter was not written: %w", err)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-	})
+	}
+	a.burials = a.burials[:0]
+	return nil
 }

@@ -2,13 +2,17 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
 )
 
-// Inspect recovers a partition twice, from its checkpoints and from the journal alone, and returns both states as text. They
-// must be the same: it is for checks of a whole installation, and changes nothing. Nobody may write to the partition meanwhile.
+// Inspect recovers a partition twice, from its checkpoints and from the journal alone, and returns both states as of the same
+// place as text. They must be the same: it is for checks of a whole installation, and changes nothing.
 func Inspect(ctx context.Context, cfg Config, p int32) (fromCheckpoints, fromJournal string, err error) {
 	s, err := New(cfg)
 	if err != nil {
@@ -25,9 +29,16 @@ func Inspect(ctx context.Context, cfg Config, p int32) (fromCheckpoints, fromJou
 	}
 	whole := newActor(s, p, &status{}, s.log)
 	whole.engine = partition.New(s.cfg.Engine)
-	if err := s.read(ctx, s.cfg.Topics.Journal(), p, 0, whole.replay); err != nil {
+	end := quick.chain.Next // others may go on writing
+	if err := s.read(ctx, s.cfg.Topics.Journal(), p, 0, func(rec *kgo.Record) error {
+		if rec.Offset >= end {
+			return errFound
+		}
+		return whole.replay(rec)
+	}); err != nil && !errors.Is(err, errFound) {
 		return "", "", fmt.Errorf("recovery from the journal: %w", err)
 	}
+	whole.engine.Skip(operation.Place(end))
 	whole.engine.Recovered()
 	return fmt.Sprintf("%s\n%s", quick.chain, quick.engine.Dump()), fmt.Sprintf("%s\n%s", whole.chain, whole.engine.Dump()), nil
 }

@@ -132,20 +132,23 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 
 var errNoOffsets = errors.New("the broker named none")
 
+// errNoRequest says that the journal has no such request, as opposed to that it could not be read.
+var errNoRequest = errors.New("the journal does not hold the request")
+
 var errFound = errors.New("found")
 
 // requestAt reads the request that the event at place holds.
 func (a *actor) requestAt(ctx context.Context, place operation.Place) (req *operation.Request, err error) {
 	err = a.s.read(ctx, a.s.cfg.Topics.Journal(), a.p, int64(place), func(rec *kgo.Record) error {
 		if rec.Offset != int64(place) {
-			return fmt.Errorf("expected a record at %d, but the next one is at %d", place, rec.Offset)
+			return fmt.Errorf("%w: expected a record at %d, but the next one is at %d", errNoRequest, place, rec.Offset)
 		}
 		ev, err := schemas.DecodeEvent(rec)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errNoRequest, err)
 		}
 		if req = ev.Request; req == nil {
-			return fmt.Errorf("expected a request at %d, but there is an event %s", place, ev.Kind)
+			return fmt.Errorf("%w: expected a request at %d, but there is an event %s", errNoRequest, place, ev.Kind)
 		}
 		return errFound
 	})
@@ -153,7 +156,7 @@ func (a *actor) requestAt(ctx context.Context, place operation.Place) (req *oper
 		return req, nil
 	}
 	if err == nil {
-		err = fmt.Errorf("the journal ends before %d", place)
+		err = fmt.Errorf("%w: the journal ends before %d", errNoRequest, place)
 	}
 	return nil, err
 }

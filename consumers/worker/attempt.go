@@ -166,6 +166,11 @@ func (a *attempt) yield(y *YieldError, cause error) operation.Command {
 	if kind == operation.Yield {
 		c.Event = y.Event
 		c.Until = min(operation.TimeOf(y.Until), lastTime)
+		if _, err := schemas.DecodeReport(schemas.EncodeReport(schemas.Topics{}, &c, nil)); err != nil {
+			// The scheduler would refuse the report, and then the attempt would never end.
+			c = a.command(operation.Fail)
+			c.Failure = failureOf(Final(WithCode(fmt.Errorf("expected to yield for an event that a report can name, but: %w", err), CodeInvalidResult, 0, "")))
+		}
 	}
 	return c
 }

@@ -24,7 +24,25 @@ const (
 
 // directory is a data directory that this process holds.
 type directory struct {
+	path string
 	lock *os.File
+}
+
+// check says whether the directory is still the one that was opened.
+func (d *directory) check() error {
+	held, err := d.lock.Stat()
+	if err != nil {
+		return fmt.Errorf("embedded broker: expected to look at the lock of %s, but: %w", d.path, err)
+	}
+	there, err := os.Stat(filepath.Join(d.path, lockFile))
+	if err == nil && os.SameFile(held, there) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return nil // it cannot be seen for now, which says nothing
+	}
+	return fmt.Errorf("embedded broker: expected the data directory %s to stay where it is, but it was removed or replaced while it was "+
+		"in use: the broker can keep nothing any more; put the directory or a backup of it back, and start again", d.path)
 }
 
 func openDirectory(dir string) (*directory, error) {
@@ -43,7 +61,7 @@ func openDirectory(dir string) (*directory, error) {
 		_ = lock.Close() // nothing was written that must last
 		return nil, err
 	}
-	d := &directory{lock: lock}
+	d := &directory{path: dir, lock: lock}
 	err = checkVersion(dir)
 	if err == nil {
 		err = checkFiles(dir)

@@ -104,6 +104,37 @@ func TestReadOnlyDirectory(t *testing.T) {
 	})
 }
 
+func TestDirectoryRemovedWhileInUse(t *testing.T) {
+	for name, harm := range map[string]func(dir string) error{
+		"removed": os.RemoveAll,
+		"moved":   func(dir string) error { return os.Rename(dir, dir+"-before") },
+		"replaced": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, lockFile), nil, 0o644))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			b := open(t, Config{Dir: dir})
+			if err := b.dir.check(); err != nil {
+				t.Fatalf("expected the directory to be there, but: %v", err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- b.Run(t.Context()) }()
+			if err := harm(dir); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-ended:
+				if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "start again") {
+					t.Errorf("expected an error with a way out, but got %v", err)
+				}
+			case <-deadline(t).Done():
+				t.Error("expected the broker to notice, but it did not")
+			}
+		})
+	}
+}
+
 // TestReadOnlyLog is about a log that somebody else, root for instance, has written to in between.
 func TestReadOnlyLog(t *testing.T) {
 	dir := t.TempDir()

@@ -257,6 +257,30 @@ func (b *Broker) Addrs() []string { return append([]string(nil), b.addrs...) }
 // Cluster is kfake itself, for tests that inject faults. It must not be used after Close.
 func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 
+// watchEvery is the time between two looks at the data directory.
+const watchEvery = time.Second
+
+// Run returns nil when ctx ends, and an error as soon as the broker cannot do its work any more because its data directory was
+// removed or replaced; also when ctx ends, for that may be what ended somebody else first. The caller closes it in either case.
+func (b *Broker) Run(ctx context.Context) error {
+	if b.dir == nil {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return b.dir.check()
+		case <-tick.C:
+			if err := b.dir.check(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // Close stops serving, writes down what makes the next opening fast, and gives the directory back. It may be called more than
 // once. Close the clients first: one that waits for an answer gets none any more.
 func (b *Broker) Close() error {
