@@ -60,14 +60,18 @@ const requestsAtOnce = 512
 // is ahead of what will ever be appended.
 func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) (err error) {
 	room := a.s.cfg.InFlightMax - len(a.flying)
+	requestsMax := requestsAtOnce
+	if a.engine.Backlog() > a.s.cfg.BacklogMax {
+		requestsMax = 0 // reports bring the backlog down, and wake the actor again
+	}
 	a.mu.Lock()
 	reports, resumeReports, moreReports := a.reports.take(room, a.s.cfg.QueueMax)
-	requests, resumeRequests, moreRequests := a.requests.take(min(requestsAtOnce, max(room-len(reports), 0)), a.s.cfg.QueueMax)
+	requests, resumeRequests, moreRequests := a.requests.take(min(requestsMax, max(room-len(reports), 0)), a.s.cfg.QueueMax)
 	a.mu.Unlock()
 	if resumeReports || resumeRequests {
 		a.s.fetch.resume(a.p, resumeReports, resumeRequests)
 	}
-	if moreReports || moreRequests {
+	if moreReports || moreRequests && requestsMax > 0 {
 		a.signal()
 	}
 	for _, records := range [][]*kgo.Record{reports, requests} {

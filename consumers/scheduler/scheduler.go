@@ -39,6 +39,9 @@ type Config struct {
 	InFlightMax int
 	// QueueMax is the number of requests, and of reports, of one partition that may wait in memory. Default 8192.
 	QueueMax int
+	// BacklogMax is the number of ready operations of one partition, of types that somebody serves, above which no more requests
+	// are taken: they wait on the log, and who waits for an answer hears that the service is behind. Default 50 000.
+	BacklogMax int
 	// Now reads this machine's wall clock, by which operations become due. It may be wrong, and may be set: leases do not depend
 	// on it. Default time.Now.
 	Now    func() time.Time
@@ -60,6 +63,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.InFlightMax == 0 {
 		c.InFlightMax = 16_384
+	}
+	if c.BacklogMax == 0 {
+		c.BacklogMax = 50_000
 	}
 	if c.QueueMax == 0 {
 		c.QueueMax = 8192

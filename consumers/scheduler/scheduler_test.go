@@ -416,3 +416,41 @@ func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {
 		t.Errorf("expected attempt numbers to go on, but got %d", s.Attempt)
 	}
 }
+
+func TestRequestsStayOnTheLogWhileTheBacklogIsLong(t *testing.T) {
+	client := cluster(t, 1)
+	start(t, client, "one", func(c *Config) { c.BacklogMax = 100 })
+	w := newSession(t, client, "w1")
+	let := make(chan struct{})
+	go w.serve(t.Context(), func(*schemas.Item) *operation.Command {
+		select {
+		case <-let:
+		case <-t.Context().Done():
+		}
+		return &operation.Command{Kind: operation.Succeed}
+	})
+	j := watch(t, client)
+	const n = 5000
+	var records []*kgo.Record
+	for i := range n {
+		records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), "")))
+	}
+	produce(t, client, records...)
+	j.until(func() bool { return len(j.states) > 100 })
+	close(let)
+	most := 0
+	j.until(func() bool {
+		open := 0
+		for _, s := range j.states {
+			if s.Status != operation.StatusAbsent && !s.Status.Terminal() {
+				open++
+			}
+		}
+		most = max(most, open)
+		return j.ended(n)()
+	})
+	// Beside the backlog there is what a session holds, and what one turn takes before it looks again.
+	if limit := 100 + 96 + 2*requestsAtOnce; most > limit {
+		t.Errorf("expected at most %d operations at once to be accepted and not ended, but there were %d", limit, most)
+	}
+}

@@ -97,6 +97,7 @@ const (
 	PlatformJob      RejectionCode = "platform_job"
 	Forgotten        RejectionCode = "forgotten"
 	WasDeleted       RejectionCode = "deleted"
+	Overloaded       RejectionCode = "overloaded"
 
 	// UpstreamFailed is not a refusal but the reason in a Blocked event.
 	UpstreamFailed RejectionCode = "upstream_failed"
@@ -119,6 +120,7 @@ var Reasons = map[RejectionCode]string{
 	NotCompleted:     "only a completed operation can be deleted; cancel it first",
 	PlatformJob:      "jobs of this type belong to the platform and cannot be canceled, paused or resumed",
 	Forgotten:        "the operation ended too long ago to be retried; submit a new one",
+	Overloaded:       "the partition has as many operations that have not ended as it can hold; send the request again, under the same id, when some have",
 	WasDeleted:       "the operation was deleted; submit a new one under a new id",
 }
 

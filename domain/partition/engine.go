@@ -35,6 +35,7 @@ type Config struct {
 	Partitions  int                          // of the journal, among which sessions share their room; default 12
 	KnownMax    int                          // ids of ended operations and commands that are remembered; default 262144
 	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
+	LiveMax     int                          // operations that have not ended; more are refused; default 1 000 000
 	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
 	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
 	Weight      func(org string) int         // turns of an organization; default 1
@@ -50,6 +51,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FailedMax == 0 {
 		c.FailedMax = 8192
+	}
+	if c.LiveMax == 0 {
+		c.LiveMax = 1_000_000
 	}
 	if c.Lease == 0 {
 		c.Lease = 15 * time.Second
@@ -155,6 +159,17 @@ func (e *Engine) Positions() Positions { return e.pos }
 
 // Live is the number of operations that have not ended.
 func (e *Engine) Live() int { return len(e.ops) }
+
+// Backlog is the number of ready operations that a living session serves: work that will be done, only not yet.
+func (e *Engine) Backlog() int {
+	n := 0
+	for _, q := range e.order {
+		if e.serving[q.name] != nil {
+			n += q.size
+		}
+	}
+	return n
+}
 
 // State returns a live operation, or nil. It must not be changed, nor kept.
 func (e *Engine) State(org string, id operation.ID) *operation.State {
@@ -296,6 +311,10 @@ func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 			default:
 				e.unchanged(c, k.Status, now)
 			}
+			return
+		}
+		if len(e.ops) >= e.cfg.LiveMax {
+			e.refuse(c, &operation.Rejection{Code: operation.Overloaded, Reason: operation.Reasons[operation.Overloaded]}, now)
 			return
 		}
 		c.Upstream = e.tail(c.Org, c.Request.DependencyToken)

@@ -124,3 +124,34 @@ func TestTimesNeverGoBack(t *testing.T) {
 		t.Errorf("expected now to be 100, but got %d", e.Now()-t0)
 	}
 }
+
+// TestAFullPartitionRefusesAndForgetsThat fills a partition: what is too much is refused with a code that says to come back,
+// and is taken, under the same id, when there is room again.
+func TestAFullPartitionRefusesAndForgetsThat(t *testing.T) {
+	e := partition.New(partition.Config{LiveMax: 2})
+	offset := int64(0)
+	submit := func(id operation.ID) operation.Event {
+		q := &operation.Request{ID: id, Organization: "o", Type: "t", Raw: []byte(id)}
+		offset++
+		e.Do(&operation.Command{Kind: operation.Submit, Org: "o", ID: id, Request: q, Cause: operation.Cause{Topic: partition.Requests, Offset: offset}}, 1)
+		events := e.Take()
+		if len(events) != 1 {
+			t.Fatalf("expected one answer to %s, but got %v", id, events)
+		}
+		return events[0]
+	}
+	submit("a")
+	submit("b")
+	if ev := submit("c"); ev.Kind != operation.Rejected || ev.Code != operation.Overloaded {
+		t.Errorf("expected the third to be refused as overloaded, but got %s %s", ev.Kind, ev.Code)
+	}
+	if ev := submit("a"); ev.Kind != operation.Unchanged {
+		t.Errorf("expected a copy of the first to be answered by it, but got %s", ev.Kind)
+	}
+	offset++
+	e.Do(&operation.Command{Kind: operation.Cancel, Org: "o", ID: "a", CommandID: "x", Cause: operation.Cause{Topic: partition.Requests, Offset: offset}}, 1)
+	e.Take()
+	if ev := submit("c"); ev.Kind != operation.Requested {
+		t.Errorf("expected the third to be taken when there is room, but got %s", ev.Kind)
+	}
+}
