@@ -124,8 +124,8 @@ func startBroker(ctx context.Context, g *group, f devFlags, cfg *serviceConfig) 
 		return err
 	}
 	g.start(roleBroker, func(ctx context.Context) error {
-		<-ctx.Done()
-		return broker.Close()
+		err := broker.Run(ctx)
+		return errors.Join(err, broker.Close())
 	})
 	cfg.brokers = broker.Addrs()
 	return nil

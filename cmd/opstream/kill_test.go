@@ -169,7 +169,11 @@ type answered struct {
 
 // devInstallation is everything in one process.
 func devInstallation(t testing.TB, more ...string) *installation {
-	dir := t.TempDir()
+	return devOn(t, t.TempDir(), more...)
+}
+
+// devOn is the same on a folder that is there.
+func devOn(t testing.TB, dir string, more ...string) *installation {
 	in := newInstallation(t, dir)
 	in.parts = []*daemon{
 		daemonOf(t, "dev", append([]string{"dev", "--data", dir, "--kafka", in.broker, "--listen", strings.TrimPrefix(in.url, "http://"), "--lease", "3s"}, more...)...),
@@ -431,6 +435,7 @@ func (in *installation) resumeAll() {
 // settled waits until everything that was accepted has ended, or waits for a person.
 func (in *installation) settled(within time.Duration) {
 	in.t.Helper()
+	resumed := time.Now()
 	eventually(in.t, within, func() (bool, string) {
 		counts, err := in.api.Counts(in.t.Context(), "", api.Call{})
 		if err != nil {
@@ -451,6 +456,11 @@ func (in *installation) settled(within time.Duration) {
 		in.mu.Lock()
 		accepted := int64(len(in.accepted))
 		in.mu.Unlock()
+		if busy > 0 && time.Since(resumed) > 10*time.Second {
+			// A pause that nobody has answered may have been under way for longer than the resume after it.
+			in.resumeAll()
+			resumed = time.Now()
+		}
 		return busy == 0 && total >= accepted, fmt.Sprintf("%d accepted, %+v %+v", accepted, counts.ByStatus, counts.ByWait)
 	})
 }
@@ -655,7 +665,7 @@ func (w *watcher) judge(t testing.TB, accepted map[string]*producers.Request, di
 
 // killSeconds is for how long the processes are killed, all tests together.
 func killSeconds(t testing.TB) time.Duration {
-	const seconds = 16
+	const seconds = 12
 	text := os.Getenv("OPSTREAM_KILL_SECONDS")
 	n, err := strconv.Atoi(cmp.Or(text, strconv.Itoa(seconds)))
 	if err != nil || n < 1 {

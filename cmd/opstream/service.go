@@ -117,8 +117,12 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 		}
 	}
 	if cfg.has(roleScheduler) {
+		// Below the scheduler's group session of 6 s. The embedded broker drops members whose session ends while they wait for
+		// the others to join, and begins the whole wait anew with each of them: with the default of a minute a member that
+		// died while it joined would keep the living ones waiting, and being dropped, for as long.
+		group := append(client[:len(client):len(client)], kgo.RebalanceTimeout(4*time.Second))
 		sc := scheduler.Config{
-			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
+			Client: group, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
 		}
 		if s.scheduler, err = scheduler.New(sc); err != nil {
 			return nil, err
@@ -238,15 +242,8 @@ func (s *service) status(ctx context.Context) api.Status {
 	return out
 }
 
-// ready says what this process waits for, or nil.
+// ready says what this process waits for, or nil; what does not pass by itself first.
 func (s *service) ready(context.Context) error {
-	if s.scheduler != nil {
-		for _, p := range s.scheduler.Status() {
-			if !p.Active {
-				return fmt.Errorf("partition %d is being recovered", p.Partition)
-			}
-		}
-	}
 	if s.projector != nil {
 		p := s.projector.Status()
 		if p.Failing != nil {
@@ -255,6 +252,13 @@ func (s *service) ready(context.Context) error {
 		for _, part := range p.Partitions {
 			if part.Stopped != nil {
 				return fmt.Errorf("partition %d is not projected any more: %w", part.Partition, part.Stopped)
+			}
+		}
+	}
+	if s.scheduler != nil {
+		for _, p := range s.scheduler.Status() {
+			if !p.Active {
+				return fmt.Errorf("partition %d is being recovered", p.Partition)
 			}
 		}
 	}

@@ -238,7 +238,7 @@ func (s *Store) Apply(ctx context.Context, batch *projections.Batch) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(100 * time.Millisecond): // long enough to fall in between
 		}
 		batch = &projections.Batch{Steps: batch.Steps}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -64,7 +65,7 @@ type fold struct {
 // reader is a Kafka client without faults.
 func (w *world) reader(opts ...kgo.Opt) ([]kgo.Opt, *kgo.Client, error) {
 	all := append([]kgo.Opt{
-		kgo.SeedBrokers(address), kgo.Dialer(w.net.virtual.DialContext), kgo.DisableClientMetrics(),
+		kgo.SeedBrokers(address), kgo.Dialer(w.net.virtual.DialContext), kgo.DisableClientMetrics(), kgo.MaxVersions(versions()),
 		kgo.MetadataMinAge(50 * time.Millisecond), kgo.FetchMaxWait(100 * time.Millisecond),
 	}, opts...)
 	c, err := kgo.NewClient(all...)
@@ -172,7 +173,9 @@ func (p *folding) apply(e *entry, place operation.Place) {
 		if last := p.read[ev.Cause.Topic]; ev.Cause.Offset < last {
 			say("it was decided because of %s %d after one because of %d: an input was read twice", ev.Cause.Topic, ev.Cause.Offset, last)
 		}
-		p.read[ev.Cause.Topic] = ev.Cause.Offset
+		if ev.Kind != operation.Started { // it alone does not count as read, see package partition
+			p.read[ev.Cause.Topic] = ev.Cause.Offset
+		}
 		p.f.causes[p.n][ev.Cause] = true
 	}
 	if !ev.Kind.Changes() {
@@ -472,7 +475,7 @@ func (w *world) check(ctx context.Context, res *Result) error {
 	}
 	h := w.history
 	res.Stats.Operations, res.Stats.Calls, res.Stats.Handlers = len(f.ops), len(h.calls), len(h.runs)
-	res.Stats.Events, res.Stats.Void = f.events, f.void
+	res.Stats.Events, res.Stats.Void, res.Stats.Recovered = f.events, f.void, int(w.inspected.Load())
 	for _, k := range h.calls {
 		if k.err == nil {
 			res.Stats.Answers++
@@ -585,6 +588,11 @@ func (w *world) until(r *handlerRun, t *track) time.Duration {
 	if r.interrupted >= 0 && errors.Is(r.cause, worker.ErrLeaseLost) {
 		end = min(end, r.interrupted)
 	}
+	for _, lost := range r.host.lost { // a context that has ended for another reason does not tell
+		if lost >= r.began {
+			end = min(end, lost)
+		}
+	}
 	return end
 }
 
@@ -656,12 +664,16 @@ func (w *world) checkRecovery(ctx context.Context) error {
 	c.Close()
 	cfg := w.schedulerConfig(w.newHost("checker"), "")
 	cfg.Client = opts
+	cfg.Logger = slog.New(slog.DiscardHandler)
 	for n := range w.plan.Partitions {
 		quick, whole, err := scheduler.Inspect(ctx, cfg, n)
 		if err != nil {
-			w.violation("partition %d cannot be recovered: %v", n, err)
-			continue
+			if w.quiet.Load() {
+				w.violation("partition %d cannot be recovered: %v", n, err)
+			}
+			continue // faults of the broker hit everybody, and checkpoints may be trimmed under the reader
 		}
+		w.inspected.Add(int64(strings.Count(whole, "\noperation ")))
 		if quick != whole {
 			a, b := strings.Split(quick, "\n"), strings.Split(whole, "\n")
 			for i := range max(len(a), len(b)) {
@@ -680,6 +692,26 @@ func (w *world) checkRecovery(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// inspect recovers the partitions again and again while the faults last, when there is much to recover.
+func (w *world) inspect(ctx context.Context) {
+	r := chance(w.plan.Seed, "inspections")
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(between(r, time.Second, 8*time.Second)):
+		}
+		if w.quiet.Load() {
+			return
+		}
+		bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+		if err := w.checkRecovery(bounded); err != nil {
+			w.violation("no client to recover with: %v", err)
+		}
+		cancel()
+	}
 }
 
 func (w *world) checkTables(ctx context.Context) error {

@@ -28,7 +28,8 @@ type Plan struct {
 
 	Lease, TimeLimit, CheckpointEvery time.Duration
 	CheckpointEvents                  int
-	Slots, FailedMax, InFlightMax     int
+	Slots, FailedMax                  int
+	InFlightMax, QueueMax             int
 
 	Ops      []opPlan
 	Commands []commandPlan
@@ -158,6 +159,7 @@ func NewPlan(seed uint64, clocks bool) *Plan {
 		Slots: 1 + r.IntN(6), FailedMax: pick(r, 3, 100), InFlightMax: pick(r, 8, 64, 16384),
 		Skews: map[string]time.Duration{},
 	}
+	p.QueueMax = pick(chance(seed, "queue"), 2, 16, 32768)
 	p.operations()
 	p.commands()
 	p.faults()

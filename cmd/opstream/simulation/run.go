@@ -32,6 +32,8 @@ type Stats struct {
 	Drained time.Duration // how long the quiet phase took
 
 	Operations, Calls, Answers, Handlers, Events, Void int
+
+	Recovered int // live operations that were recovered from checkpoints and from the journal, and were the same
 }
 
 // Write shows the history, one line an event.
@@ -51,9 +53,12 @@ func Run(ctx context.Context, p *Plan) (*Result, error) {
 	res := &Result{Plan: p, history: w.history}
 	living, end := context.WithCancel(ctx)
 	for _, name := range w.names {
-		w.parts[name].up(living)
+		if !isRival(name) {
+			w.parts[name].up(living)
+		}
 	}
 	w.running.Go(func() { w.nurse(living) })
+	w.running.Go(func() { w.inspect(living) })
 	w.unfold(living)
 	w.calm(living)
 	before := w.history.now()
@@ -153,7 +158,6 @@ func (w *world) fault(ctx context.Context, f faultPlan) {
 	case clockJump:
 		p.clock.skew.Add(int64(f.by))
 	case rival:
-		p := w.add(f.part, w.scheduler(f.part))
 		p.up(ctx)
 		w.later(f.lasts, func() { p.crash(false) })
 	case rehash:

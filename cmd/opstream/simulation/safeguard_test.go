@@ -29,25 +29,41 @@ func TestTheCheckerSeesWhatIsBroken(t *testing.T) {
 		{"ids that are known", partition.ForgetIDs},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.set(true)
-			defer tt.set(false)
-			first, most := number(t, "OPSTREAM_SIM_FIRST", 1), number(t, "OPSTREAM_SIM_SEEDS", 300)
-			for ran := range most {
-				seed := uint64(first + ran)
-				var found string
+			try := func(seed uint64, off bool) string {
+				tt.set(off)
+				defer tt.set(false)
+				found := ""
 				cryptotest.SetGlobalRandom(t, seed)
 				synctest.Test(t, func(t *testing.T) {
-					res, err := Run(t.Context(), NewPlan(seed, false))
-					if err != nil {
+					res, err := Run(t.Context(), NewPlan(seed, true))
+					switch {
+					case err != nil:
 						t.Errorf("seed %d could not be run: %v", seed, err)
-					} else if len(res.Violations) > 0 {
+					case len(res.Violations) > 0:
 						found = res.Violations[0]
 					}
 				})
-				if found != "" {
-					t.Logf("found by seed %d, the %d. that was tried: %.300s", seed, ran+1, found)
-					return
+				return found
+			}
+			first, most := number(t, "OPSTREAM_SIM_FIRST", 1), number(t, "OPSTREAM_SIM_SEEDS", 300)
+			for ran := range most {
+				seed := uint64(first + ran)
+				found := try(seed, true)
+				if found == "" {
+					continue
 				}
+				if real := try(seed, false); real != "" {
+					t.Errorf("seed %d finds something with the safeguard on, too: %s", seed, real)
+					continue
+				}
+				again := 0
+				for range 5 {
+					if try(seed, true) != "" {
+						again++
+					}
+				}
+				t.Logf("found by seed %d, the %d. that was tried, and again in %d of 5 more runs of it: %.300s", seed, ran+1, again, found)
+				return
 			}
 			t.Errorf("expected one of %d seeds to find the damage, but none did", most)
 		})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"testing/cryptotest"
@@ -49,6 +50,7 @@ func TestSeeds(t *testing.T) {
 		total.Handlers += s.Handlers
 		total.Events += s.Events
 		total.Void += s.Void
+		total.Recovered += s.Recovered
 		total.Drained = max(total.Drained, s.Drained)
 	}
 	t.Logf("seeds %d to %d in %s: %+v", first, first+ran-1, time.Since(began).Round(time.Millisecond), total)
@@ -56,6 +58,12 @@ func TestSeeds(t *testing.T) {
 
 func simulate(t *testing.T, seed uint64, show bool) (stats Stats) {
 	t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+		// Outside of the bubble, where time is real.
+		watch := time.AfterFunc(2*time.Minute, func() {
+			debug.SetTraceback("all")
+			panic(fmt.Sprintf("seed %d does not go on: look for a goroutine of its bubble that waits for a mutex", seed))
+		})
+		defer watch.Stop()
 		cryptotest.SetGlobalRandom(t, seed)
 		synctest.Test(t, func(t *testing.T) {
 			res, err := Run(t.Context(), NewPlan(seed, os.Getenv("OPSTREAM_SIM_CLOCKS") != "0"))

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/opstream/opstream/consumers/scheduler"
 	"github.com/opstream/opstream/consumers/worker"
@@ -36,12 +37,14 @@ type world struct {
 	names   []string // of parts, in order
 	stores  []*sqlite.Store
 	quiet   atomic.Bool
-	running sync.WaitGroup // lives
-	calling sync.WaitGroup // calls of clients
-	bad     []string
-	badMu   sync.Mutex
-	hosts   []*host
-	hostsMu sync.Mutex
+
+	inspected atomic.Int64   // live operations that were recovered twice and compared
+	running   sync.WaitGroup // lives
+	calling   sync.WaitGroup // calls of clients
+	bad       []string
+	badMu     sync.Mutex
+	hosts     []*host
+	hostsMu   sync.Mutex
 }
 
 // part is one process and its successors.
@@ -120,6 +123,11 @@ func newWorld(ctx context.Context, p *Plan) (*world, error) {
 	}
 	for i := range p.Clients {
 		w.add(fmt.Sprintf("client%d", i), w.client)
+	}
+	for _, f := range p.Faults {
+		if f.kind == rival {
+			w.add(f.part, w.scheduler(f.part))
+		}
 	}
 	return w, nil
 }
@@ -262,12 +270,21 @@ func (p *part) offer(l *life, ready any) {
 
 func (w *world) log(l *life) *slog.Logger { return slog.New(logOf{h: w.history, who: l.host.name}) }
 
+// versions are the requests' versions that clients use without asking for them when they connect: the client may wait for that
+// answer with a mutex held, which stops the bubble's clock.
+func versions() *kversion.Versions {
+	v := kversion.V3_7_0()
+	v.SetMaxKeyVersion(kmsg.ApiVersions.Int16(), -1)
+	return v
+}
+
 // options are what every Kafka client of a host needs.
 func (w *world) options(h *host) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.SeedBrokers(address),
 		kgo.Dialer(h.dial),
 		kgo.DisableClientMetrics(),
+		kgo.MaxVersions(versions()),
 		kgo.MetadataMinAge(100 * time.Millisecond),
 		kgo.FetchMaxWait(500 * time.Millisecond),
 		kgo.RequestTimeoutOverhead(3 * time.Second),
@@ -284,7 +301,7 @@ func (w *world) schedulerConfig(h *host, group string) scheduler.Config {
 	return scheduler.Config{
 		Client: w.options(h), Topics: w.topics, Group: group, Owner: h.name,
 		Engine:          partition.Config{Lease: p.Lease, ResendAfter: time.Second, FailedMax: p.FailedMax},
-		CheckpointEvery: p.CheckpointEvery, CheckpointEvents: p.CheckpointEvents, InFlightMax: p.InFlightMax,
+		CheckpointEvery: p.CheckpointEvery, CheckpointEvents: p.CheckpointEvents, InFlightMax: p.InFlightMax, QueueMax: p.QueueMax,
 	}
 }
 
@@ -307,7 +324,13 @@ func (w *world) worker(i int) func(context.Context, *life) error {
 		context.AfterFunc(ctx, func() { close(l.host.stopping) })
 		// A worker that loses its lease while it stops waits for no handler any more: the process ends.
 		log := slog.New(logOf{h: w.history, who: l.host.name, hear: func(message string) {
-			if strings.HasPrefix(message, "the lease of the session is lost") && ctx.Err() != nil {
+			if !strings.HasPrefix(message, "the lease of the session is lost") {
+				return
+			}
+			w.history.mu.Lock()
+			l.host.lost = append(l.host.lost, w.history.now())
+			w.history.mu.Unlock()
+			if ctx.Err() != nil {
 				l.host.exit()
 			}
 		}})
@@ -373,8 +396,8 @@ func (w *world) client(ctx context.Context, l *life) error {
 	return errors.Join(err, a.Close(closing), plain.Close(closing))
 }
 
-// nurse helps the broker over a fault of its own: a member whose connection breaks while it waits in a JoinGroup never expires,
-// and every join sets the rebalance's deadline anew, so that two members whose requests time out in turn never come together. A
+// nurse helps the broker over a fault of its own: a member whose connection breaks while it waits in a JoinGroup never expires, and
+// keeps the partitions that it gets; and every join sets the rebalance's deadline anew, so that two members whose requests time out in turn never come together. A
 // real broker expires the one and keeps the other.
 func (w *world) nurse(ctx context.Context) {
 	const group, patience = "opstream.scheduler", 12 * time.Second
@@ -392,7 +415,13 @@ func (w *world) nurse(ctx context.Context) {
 		case <-time.After(time.Second):
 		}
 		g := w.kafka.GroupInfo(group)
-		if g == nil || g.State != "PreparingRebalance" || g.Epoch != generation {
+		alive := 0
+		for i := range w.plan.Schedulers {
+			if l, _ := w.parts[fmt.Sprintf("scheduler%d", i)].current(); l != nil {
+				alive++
+			}
+		}
+		if g == nil || len(g.Members) <= alive && (g.State != "PreparingRebalance" || g.Epoch != generation) {
 			since = w.history.now()
 			if g != nil {
 				generation = g.Epoch
@@ -403,7 +432,7 @@ func (w *world) nurse(ctx context.Context) {
 			continue
 		}
 		since = w.history.now()
-		w.history.note("world", "a rebalance hangs: the broker is told to forget all %d members", len(g.Members))
+		w.history.note("world", "the group hangs: the broker is told to forget all %d members", len(g.Members))
 		leave := kmsg.NewPtrLeaveGroupRequest()
 		leave.Group = group
 		for _, m := range g.Members {
