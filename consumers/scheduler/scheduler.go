@@ -164,6 +164,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
 		kgo.SessionTimeout(s.cfg.GroupSession),
 		kgo.HeartbeatInterval(s.cfg.GroupSession/6),
+		kgo.RebalanceTimeout(max(10*time.Second, 2*closing)), // one that does not come back must not hold up the others for long
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, got map[string][]int32) { s.assigned(got) }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
