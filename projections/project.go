@@ -77,7 +77,7 @@ type UnknownOperationError struct {
 }
 
 func (e *UnknownOperationError) Error() string {
-	return fmt.Sprintf("expected operation %q of organization %q in the tables, but the event %s at offset %d of partition %d is the first of it; rebuild the tables",
+	return fmt.Sprintf("expected operation %q of organization %q in the tables, but the event %s at offset %d of partition %d is the first of it; rebuild the tables: remove their database and start again",
 		e.ID, e.Org, e.Event, e.Place, e.Partition)
 }
 

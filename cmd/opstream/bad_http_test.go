@@ -211,8 +211,11 @@ func TestOneIDTwice(t *testing.T) {
 	// One event of a sender may ask for several operations; and a sender that was refused may mend its request and send it under
 	// the same event id.
 	for _, c := range []struct{ id, more, want string }{
-		{"several-1", "", "requested"}, {"several-2", "", "requested"}, {"several-2", "", "unchanged"},
-		{"several-3", `"priority":99`, "rejected out_of_range"}, {"several-3", "", "requested"},
+		{"several-1", "", "requested"},
+		{"several-2", "", "requested"},
+		{"several-2", "", "unchanged"},
+		{"several-3", `"priority":99`, "rejected out_of_range"},
+		{"several-3", "", "requested"},
 	} {
 		rec := binaryMode(c.id, with(c.id, c.more), head("ce_id", "crm-event-1"))
 		rec.Partition = 0

@@ -201,8 +201,11 @@ const requestedType = "opstream.operation.requested.v1"
 // token; headers that are named again replace the ones that it has.
 func binaryMode(id, value string, more ...kgo.RecordHeader) *kgo.Record {
 	rec := &kgo.Record{Topic: schemas.Topics{}.Requests(), Key: []byte("bad/" + id), Value: []byte(value), Headers: []kgo.RecordHeader{
-		{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte(id)}, {Key: "ce_source", Value: []byte("/crm")},
-		{Key: "ce_type", Value: []byte(requestedType)}, {Key: "content-type", Value: []byte("application/json")},
+		{Key: "ce_specversion", Value: []byte("1.0")},
+		{Key: "ce_id", Value: []byte(id)},
+		{Key: "ce_source", Value: []byte("/crm")},
+		{Key: "ce_type", Value: []byte(requestedType)},
+		{Key: "content-type", Value: []byte("application/json")},
 	}}
 	for _, h := range more {
 		i := slices.IndexFunc(rec.Headers, func(b kgo.RecordHeader) bool { return b.Key == h.Key })

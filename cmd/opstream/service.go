@@ -117,12 +117,8 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 		}
 	}
 	if cfg.has(roleScheduler) {
-		// Below the scheduler's group session of 6 s. The embedded broker drops members whose session ends while they wait for
-		// the others to join, and begins the whole wait anew with each of them: with the default of a minute a member that
-		// died while it joined would keep the living ones waiting, and being dropped, for as long.
-		group := append(client[:len(client):len(client)], kgo.RebalanceTimeout(4*time.Second))
 		sc := scheduler.Config{
-			Client: group, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
+			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
 		}
 		if s.scheduler, err = scheduler.New(sc); err != nil {
 			return nil, err

@@ -174,7 +174,8 @@ func TestSecondSignalEndsTheProcessAtOnce(t *testing.T) {
 // TestStopWithoutABroker guards against a process that can only be killed because somebody else has died.
 func TestStopWithoutABroker(t *testing.T) {
 	t.Parallel()
-	in, _ := busyWorker(t, 3)
+	in := splitInstallation(t)
+	in.fill("before", 20)
 	in.part("broker").kill()
 	<-after(200 * time.Millisecond) // they find out
 	for _, d := range in.parts[1:] {

@@ -141,11 +141,8 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 			Session: hb.Session, Pool: hb.Pool, Types: hb.Types, Room: int(hb.Slots) + int(hb.Queue), Inbox: hb.Inbox,
 			Lease: hb.Lease, Draining: hb.State == schemas.SessionDraining, Ended: hb.State == schemas.SessionEnded,
 		}}
-		if h.beat.Ended {
-			delete(f.last, hb.Session)
-		} else {
-			f.last[hb.Session] = h
-		}
+		// A farewell is kept, too: an actor that begins later must not wait for the session's lease.
+		f.last[hb.Session] = h
 		f.hear(h)
 	}
 	for id, h := range f.last {

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,13 +33,30 @@ func (a *actor) recover(ctx context.Context) error {
 	// Signals since the mark are sent again, so the journal is read from there; its events before the checkpoint are
 	// in the engine already.
 	from := a.chain.Next
-	if err := a.s.read(ctx, topics.Journal(), a.p, min(int64(effects), from), func(rec *kgo.Record) error {
-		if rec.Offset < from {
-			return a.unsentSignal(rec)
+	anchor := a.chain // what the checkpoint says of the journal must still be there
+	anchored := anchor.Sum == [32]byte{}
+	begin := min(int64(effects), from)
+	if !anchored {
+		begin = min(begin, anchor.Last)
+	}
+	if err := a.s.read(ctx, topics.Journal(), a.p, begin, func(rec *kgo.Record) error {
+		if rec.Offset >= from {
+			return a.replay(rec)
 		}
-		return a.replay(rec)
+		if rec.Offset == anchor.Last && !anchored {
+			if anchored = sealedAs(rec, anchor.Sum); !anchored {
+				return fmt.Errorf("%w: the event at %d is not the one that the last checkpoint knows", errShorter, rec.Offset)
+			}
+		}
+		if rec.Offset < int64(effects) {
+			return nil
+		}
+		return a.unsentSignal(rec)
 	}); err != nil {
 		return fmt.Errorf("journal: %w", err)
+	}
+	if !anchored {
+		return fmt.Errorf("%w: the last checkpoint knows an event at %d, but the journal ends before", errShorter, anchor.Last)
 	}
 	a.engine.Skip(operation.Place(a.chain.Next))
 	a.engine.Recovered()
@@ -48,6 +66,19 @@ func (a *actor) recover(ctx context.Context) error {
 		a.points.events = int(a.chain.Next - from)
 	}
 	return nil
+}
+
+// errShorter keeps an actor from writing: what it would append would continue a history that nobody can read.
+var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy, or delete this partition's checkpoints to go on with what is left of it")
+
+// sealedAs says whether a record carries this hash.
+func sealedAs(rec *kgo.Record, sum [32]byte) bool {
+	for i := range rec.Headers {
+		if rec.Headers[i].Key == schemas.HeaderChain {
+			return string(rec.Headers[i].Value) == base64.RawURLEncoding.EncodeToString(sum[:])
+		}
+	}
+	return false
 }
 
 // replay applies one record of the journal, if it counts.

@@ -164,7 +164,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
 		kgo.SessionTimeout(s.cfg.GroupSession),
 		kgo.HeartbeatInterval(s.cfg.GroupSession/6),
-		kgo.RebalanceTimeout(max(10*time.Second, 2*closing)), // one that does not come back must not hold up the others for long
+		// Below the session's timeout: a member that dies while it joins must not hold up the others for longer than any other,
+		// and the embedded broker begins the wait anew with each member whose session ends meanwhile.
+		kgo.RebalanceTimeout(s.cfg.GroupSession*2/3),
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, got map[string][]int32) { s.assigned(got) }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
@@ -202,7 +204,7 @@ func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	}
 	for _, d := range details {
 		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
-			return 0, fmt.Errorf("topic %s does not exist; create the topics first", d.Topic)
+			return 0, fmt.Errorf("topic %s does not exist; create the topics first, for instance with opstream serve --create-topics", d.Topic)
 		} else if d.Err != nil {
 			return 0, fmt.Errorf("topic %s: %w", d.Topic, d.Err)
 		}

@@ -137,6 +137,9 @@ func (s *session) run(ctx context.Context) {
 	s.detach()
 }
 
+// linger is how long a session that drains stays at least, for the items that are under way to it.
+const linger = 300 * time.Millisecond
+
 // leave is the clean stop: give back what has not begun, let the rest finish, say goodbye. It ends within StopGrace,
 // ReturnGrace and twice FlushLimit.
 func (s *session) leave() {
@@ -170,6 +173,9 @@ func (s *session) leave() {
 			s.w.log.Warn("handlers did not return when the worker stopped; their attempts count as lost when the session has ended", "session", s.id, "handlers", n)
 		}
 	}
+	// What schedulers had sent before they heard of the draining is still to come, and is given back: after the goodbye it
+	// could only be lost.
+	s.await(linger-time.Since(now), func() bool { return false })
 	if !s.await(s.w.cfg.FlushLimit, func() bool { return s.unsent.Load() == 0 }) {
 		if s.isOver() {
 			return

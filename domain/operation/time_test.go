@@ -17,8 +17,14 @@ func TestTimesFarApart(t *testing.T) {
 		a, b operation.Time
 		want time.Duration
 	}{
-		{far, now, math.MaxInt64}, {now, far, math.MinInt64}, {now, old, math.MaxInt64}, {old, now, math.MinInt64}, {far, old, math.MaxInt64},
-		{now.Add(time.Hour), now, time.Hour}, {now, now.Add(time.Hour), -time.Hour}, {now, now, 0},
+		{far, now, math.MaxInt64},
+		{now, far, math.MinInt64},
+		{now, old, math.MaxInt64},
+		{old, now, math.MinInt64},
+		{far, old, math.MaxInt64},
+		{now.Add(time.Hour), now, time.Hour},
+		{now, now.Add(time.Hour), -time.Hour},
+		{now, now, 0},
 	} {
 		if got := c.a.Sub(c.b); got != c.want {
 			t.Errorf("expected %s - %s to be %s, but got %s", c.a.Go(), c.b.Go(), c.want, got)

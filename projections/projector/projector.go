@@ -247,17 +247,17 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (ma
 		h := at[n]
 		if h.Next > 0 {
 			if err := part.chain.UnmarshalText(h.Chain); err != nil {
-				return nil, fmt.Errorf("read the position of partition %d: %w; rebuild the tables", n, err)
+				return nil, fmt.Errorf("read the position of partition %d: %w; rebuild the tables: remove their database and start again", n, err)
 			}
 			if part.chain.Next != h.Next {
-				return nil, fmt.Errorf("expected the chain of partition %d to continue at offset %d, where the tables stand, but it does at %d; rebuild the tables", n, h.Next, part.chain.Next)
+				return nil, fmt.Errorf("expected the chain of partition %d to continue at offset %d, where the tables stand, but it does at %d; rebuild the tables: remove their database and start again", n, h.Next, part.chain.Next)
 			}
 		}
 		part.at = h.At
 		part.next, part.nextAt, part.end = h.Next, h.At, max(end, part.end)
 		part.wake()
 		if h.Next > end {
-			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; rebuild the tables", h.Next, end))
+			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; rebuild the tables: remove their database and start again", h.Next, end))
 		}
 		if part.stopped == nil {
 			from[n] = kgo.NewOffset().At(h.Next)
@@ -356,7 +356,7 @@ func (p *Projector) poll(ctx context.Context, client *kgo.Client, topic string, 
 // faulty deals with an error that the client does not deal with itself, and returns it if the session must end.
 func (p *Projector) faulty(client *kgo.Client, topic string, n int32, err error) error {
 	if errors.Is(err, kerr.OffsetOutOfRange) {
-		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: %w; rebuild the tables from a complete journal", err))
+		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: %w; rebuild the tables from a complete journal: remove their database and start again", err))
 		return nil
 	}
 	return fmt.Errorf("read partition %d of %s: %w", n, topic, err)

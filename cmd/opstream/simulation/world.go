@@ -55,12 +55,11 @@ type part struct {
 	begin func(ctx context.Context, l *life) error // runs until ctx ends
 	alone bool                                     // a successor begins when the one before has really ended
 
-	mu      sync.Mutex
-	life    *life
-	number  int
-	wanted  bool
-	ready   any // what clients need of the running life
-	pending *time.Timer
+	mu     sync.Mutex
+	life   *life
+	number int
+	wanted bool
+	ready  any // what clients need of the running life
 }
 
 // life is one life of one process.
