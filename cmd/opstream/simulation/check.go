@@ -279,7 +279,7 @@ func (w *world) drain(ctx context.Context, res *Result) error {
 	go func() { read <- operator.Run(reading) }()
 	defer func() {
 		stop()
-		_ = <-read // whatever ended it, what it should have heard is missed below
+		<-read //nolint:errcheck // whatever ended it, what it should have heard is missed below
 		closing, end := context.WithTimeout(ctx, 3*time.Second)
 		defer end()
 		_ = operator.Close(closing) // everything was answered, or is a violation already
