@@ -51,7 +51,12 @@ func (a *actor) recover(ctx context.Context) error {
 		if rec.Offset < int64(effects) {
 			return nil
 		}
-		return a.unsentSignal(rec)
+		// Whether the record counts was checked by whoever set the mark; a void one in between does harm to nobody, since
+		// its receiver knows what it has had.
+		if ev, err := schemas.DecodeEvent(rec); err == nil {
+			a.sendAgain(&ev, rec.Offset)
+		}
+		return nil
 	}); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
@@ -62,9 +67,7 @@ func (a *actor) recover(ctx context.Context) error {
 	a.engine.Recovered()
 	a.outbox = a.engine.Outbox()
 	a.points = checkpoints{since: max(a.engine.Now(), a.s.cfg.now())}
-	if from == 0 && a.chain.Next > 0 || a.chain.Next-from > 0 {
-		a.points.events = int(a.chain.Next - from)
-	}
+	a.points.events = int(a.chain.Next - from)
 	return nil
 }
 
@@ -96,20 +99,15 @@ func (a *actor) replay(rec *kgo.Record) error {
 		return fmt.Errorf("a valid event cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)
 	}
 	a.engine.Replay(&ev, operation.Place(rec.Offset))
-	if ev.Kind == operation.Forwarded {
-		a.unsent = append(a.unsent, appended{kind: ev.Kind, place: operation.Place(rec.Offset), cause: ev.Cause, to: ev.To, body: ev.Body})
-	}
+	a.sendAgain(&ev, rec.Offset)
 	return nil
 }
 
-// unsentSignal remembers a forwarded request between the effects mark and the checkpoint. That the record counts was
-// checked by whoever set the mark; a void one in between does harm to nobody, since its receiver knows what it has had.
-func (a *actor) unsentSignal(rec *kgo.Record) error {
-	ev, err := schemas.DecodeEvent(rec)
-	if err == nil && ev.Kind == operation.Forwarded {
-		a.unsent = append(a.unsent, appended{kind: ev.Kind, place: operation.Place(rec.Offset), cause: ev.Cause, to: ev.To, body: ev.Body})
+// sendAgain remembers a forwarded request, whose signal may not have been sent.
+func (a *actor) sendAgain(ev *operation.Event, offset int64) {
+	if ev.Kind == operation.Forwarded {
+		a.unsent = append(a.unsent, appended{kind: ev.Kind, place: operation.Place(offset), cause: ev.Cause, to: ev.To, body: ev.Body})
 	}
-	return nil
 }
 
 // read gives fn the records of a partition from an offset, or from the log's start if that is later, to its present end.

@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,39 +42,61 @@ func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
 	}
 	stop()
 
-	s, err := New(Config{Client: client, Topics: topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}})
+	cfg := Config{Client: client, Topics: topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}}
+	quick, whole, err := Inspect(t.Context(), cfg, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if quick != whole {
+		t.Errorf("expected the same state, but from checkpoints it is\n%s\nand from the journal\n%s", quick, whole)
+	}
+	if strings.Contains(quick, " live 0\n") {
+		t.Error("expected live operations to compare")
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.out.Close()
-	s.ctx = t.Context()
-	a := newActor(s, 0, &status{}, slog.Default())
-	if err := a.recover(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	var sets checkpointSets
 	if err := s.read(t.Context(), topics.Checkpoints(), 0, 0, sets.add); err != nil {
 		t.Fatal(err)
 	}
-	if newest := sets.newest(); newest == nil {
+	newest := sets.newest()
+	if newest == nil {
 		t.Fatal("expected a complete checkpoint")
-	} else {
-		t.Logf("%d complete sets, the newest state from %d of them, up to place %d of %d", len(sets.order), len(newest), newest[len(newest)-1].position.Chain.Next, a.chain.Next)
 	}
-	whole := newActor(s, 0, &status{}, slog.Default())
-	whole.engine = partition.New(s.cfg.Engine)
-	if err := s.read(t.Context(), topics.Journal(), 0, 0, whole.replay); err != nil {
-		t.Fatal(err)
-	}
-	whole.engine.Recovered()
-	if a.chain != whole.chain {
-		t.Errorf("expected the same chain, but got %v and %v", a.chain, whole.chain)
-	}
-	if got, want := a.engine.Dump(), whole.engine.Dump(); got != want {
-		t.Errorf("expected the same state, but from checkpoints it is\n%s\nand from the journal\n%s", got, want)
-	}
-	if a.engine.Live() == 0 {
-		t.Error("expected live operations to compare")
+	t.Logf("%d complete sets, the newest state from %d of them, up to place %d", len(sets.order), len(newest), newest[len(newest)-1].position.Chain.Next)
+}
+
+// TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn: whatever an actor appended there would continue a history that
+// nobody can read.
+func TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn(t *testing.T) {
+	for name, records := range map[string]int{"nothing is left": 0, "some are missing": 4, "other ones stand there": 20} {
+		t.Run(name, func(t *testing.T) {
+			client := cluster(t, 1)
+			var chain schemas.Chain
+			var journal []*kgo.Record
+			for i := range records {
+				rec := schemas.EncodeEvent(&operation.Event{Kind: operation.Opened, At: operation.Time(i + 1), Owner: "other"}, nil, 0)
+				rec.Topic = topics.Journal()
+				chain.Seal(rec)
+				journal = append(journal, rec)
+			}
+			set := schemas.Set{Writer: 0, Number: 1}
+			known := schemas.Chain{Next: 10, Last: 9, Sum: [32]byte{1}}
+			produce(t, client, append(journal, schemas.EncodeCheckpoint(topics, 0, &schemas.Checkpoint{
+				Set: set, Position: &schemas.Position{Base: true, Chain: known, Effects: 10},
+			}))...)
+			s, err := New(Config{Client: client, Topics: topics, Owner: "reader"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.out.Close()
+			if err := newActor(s, 0, &status{}, slog.Default()).recover(t.Context()); !errors.Is(err, errShorter) {
+				t.Errorf("expected to be told that the journal has lost records, but got %v", err)
+			}
+		})
 	}
 }
 
