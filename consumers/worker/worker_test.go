@@ -713,6 +713,27 @@ func TestStop(t *testing.T) {
 	})
 }
 
+// An idle worker that is told to stop stays for what schedulers had sent before they heard of it, and gives that back.
+func TestStopWaitsForWhatIsUnderWay(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		_, stop := r.start(Config{Slots: 2, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		hb := r.beat()
+		stopped := make(chan time.Duration)
+		go func() { stopped <- stop() }()
+		r.beatWhere("that drains", func(b beat) bool { return b.State == schemas.SessionDraining })
+		pass(linger / 2)
+		r.give(hb, r.work(hb, "late", 1))
+		got := r.expect("return late.1")
+		end := r.beatWhere("of the end", func(b beat) bool { return b.State == schemas.SessionEnded })
+		if end.at < got[0].at {
+			t.Errorf("expected the goodbye after the item was given back at %s, but it came at %s", got[0].at, end.at)
+		}
+		if took := <-stopped; took < linger || took > 2*linger {
+			t.Errorf("expected the stop to take the %s that it lingers and not much more, but it took %s", linger, took)
+		}
+	})
+}
+
 // What comes while the worker stops is given back; the worker leaves though a handler does not return.
 func TestStopWithADeafHandler(t *testing.T) {
 	// In real time: Watermill's router holds a mutex while it closes, and virtual time stands still meanwhile.
