@@ -207,7 +207,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 			<-ctx.Done()
 			return broker.Close()
 		})
-		cfg.brokers = broker.Addrs()
+		cfg.brokers, cfg.dial = broker.Addrs(), broker.Dial
 	} else {
 		r.Peer = "opstream"
 		cfg.brokers = f.brokers

@@ -127,7 +127,7 @@ func startBroker(ctx context.Context, g *group, f devFlags, cfg *serviceConfig) 
 		err := broker.Run(ctx)
 		return errors.Join(err, broker.Close())
 	})
-	cfg.brokers = broker.Addrs()
+	cfg.brokers, cfg.dial = broker.Addrs(), broker.Dial
 	return nil
 }
 

@@ -46,6 +46,7 @@ var allRoles = []string{roleScheduler, roleWorker, roleProjector, roleAPI}
 // serviceConfig says what a process is part of and what it does there.
 type serviceConfig struct {
 	brokers  []string
+	dial     func(ctx context.Context, network, address string) (net.Conn, error) // to a broker in this process; nil for none
 	topics   schemas.Topics
 	roles    []string
 	listen   string // address of the API
@@ -78,7 +79,7 @@ func (c *serviceConfig) has(role string) bool { return slices.Contains(c.roles, 
 
 // clientOptions are what every Kafka client of this process needs.
 func (c *serviceConfig) clientOptions() []kgo.Opt {
-	return []kgo.Opt{
+	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.brokers...),
 		kgo.ClientID("opstream"),
 		// A partition without a leader, as topics that were just created have them, is asked for again soon; and the
@@ -86,6 +87,10 @@ func (c *serviceConfig) clientOptions() []kgo.Opt {
 		kgo.MetadataMinAge(100 * time.Millisecond),
 		kgo.FetchMaxWait(500 * time.Millisecond),
 	}
+	if c.dial != nil {
+		opts = append(opts, kgo.Dialer(c.dial))
+	}
+	return opts
 }
 
 // ownerName names this process: in the journal, as the writer of its partitions.

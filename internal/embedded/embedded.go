@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -125,6 +126,7 @@ type Broker struct {
 	cluster *kfake.Cluster
 	dir     *directory // nil in memory
 	addrs   []string
+	gate    *gatedListener // nil with a listener of the caller's
 
 	closing sync.Once
 	closed  error
@@ -156,7 +158,7 @@ func Open(ctx context.Context, config Config) (*Broker, error) {
 	}
 
 	ready := make(chan struct{})
-	cluster, err := kfake.NewCluster(config.kfakeOptions(ready)...)
+	cluster, err := kfake.NewCluster(config.kfakeOptions(ready, &b.gate)...)
 	if err != nil {
 		return nil, config.explain(err)
 	}
@@ -175,7 +177,7 @@ func Open(ctx context.Context, config Config) (*Broker, error) {
 	return b, nil
 }
 
-func (c Config) kfakeOptions(ready <-chan struct{}) []kfake.Opt {
+func (c Config) kfakeOptions(ready <-chan struct{}, gate **gatedListener) []kfake.Opt {
 	options := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ClusterID("opstream-embedded"),
@@ -185,7 +187,8 @@ func (c Config) kfakeOptions(ready <-chan struct{}) []kfake.Opt {
 			if err != nil {
 				return nil, err
 			}
-			return &gatedListener{Listener: l, log: c.Logger, ready: ready, closed: make(chan struct{})}, nil
+			*gate = newGatedListener(l, c.Logger, ready)
+			return *gate, nil
 		}),
 		kfake.BrokerConfigs(map[string]string{
 			"log.retention.ms":       "-1",
@@ -254,6 +257,24 @@ func (c Config) createTopics(cluster *kfake.Cluster) error {
 // Addrs are the seed brokers for clients. They stay known after Close.
 func (b *Broker) Addrs() []string { return append([]string(nil), b.addrs...) }
 
+// Dial connects clients of this process with the broker (kgo.Dialer) without a socket: half of what a record costs at low load
+// is the kernel's work. Any other address it dials as the standard library does.
+func (b *Broker) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if b.gate == nil || !slices.Contains(b.addrs, address) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
+	client, server := pipe()
+	select {
+	case b.gate.conns <- server:
+		return client, nil
+	case <-b.gate.closed:
+		return nil, &net.OpError{Op: "dial", Net: pipeNetwork, Addr: pipeAddr{}, Err: syscall.ECONNREFUSED}
+	case <-ctx.Done():
+		return nil, &net.OpError{Op: "dial", Net: pipeNetwork, Addr: pipeAddr{}, Err: context.Cause(ctx)}
+	}
+}
+
 // Cluster is kfake itself, for tests that inject faults. It must not be used after Close.
 func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 
@@ -296,35 +317,62 @@ func (b *Broker) Close() error {
 }
 
 // gatedListener keeps the clients of an earlier run, which come back by themselves, waiting until the guards stand and the topics
-// exist. And it keeps from kfake the errors that pass, such as a lack of descriptors: kfake would never accept anybody again.
+// exist. It keeps from kfake the errors that pass, such as a lack of descriptors: kfake would never accept anybody again. And it
+// lets clients of this process in without a socket, see [Broker.Dial].
 type gatedListener struct {
 	net.Listener
 	log    *slog.Logger
 	ready  <-chan struct{}
+	conns  chan net.Conn // of either kind
 	closed chan struct{}
 	once   sync.Once
 }
 
-func (l *gatedListener) Accept() (net.Conn, error) {
+func newGatedListener(l net.Listener, log *slog.Logger, ready <-chan struct{}) *gatedListener {
+	g := &gatedListener{Listener: l, log: log, ready: ready, conns: make(chan net.Conn), closed: make(chan struct{})}
+	go g.listen()
+	return g
+}
+
+// listen accepts from the socket until the listener is closed.
+func (l *gatedListener) listen() {
 	select {
 	case <-l.ready:
 	case <-l.closed:
-		return nil, net.ErrClosed
+		return
 	}
 	const first, most = 5 * time.Millisecond, time.Second
-	for wait := first; ; wait = min(2*wait, most) {
+	wait := first
+	for {
 		conn, err := l.Listener.Accept()
 		if err == nil {
-			return conn, nil
+			wait = first
+			select {
+			case l.conns <- conn:
+				continue
+			case <-l.closed:
+				_ = conn.Close() // nobody serves it
+				return
+			}
 		}
 		select {
 		case <-l.closed:
-			return nil, err
+			return
 		case <-time.After(wait):
 		}
 		if wait == first {
 			l.log.Error("embedded broker cannot take connections for now, clients wait: if files are too many, raise the limit (ulimit -n)", "err", err)
 		}
+		wait = min(2*wait, most)
+	}
+}
+
+func (l *gatedListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
 	}
 }
 

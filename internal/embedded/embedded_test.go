@@ -69,7 +69,7 @@ func TestNoClientBeforeTheGuards(t *testing.T) {
 	}
 	ready := make(chan struct{})
 	accepted := make(chan error, 1)
-	gate := &gatedListener{Listener: inner, log: quiet(), ready: ready, closed: make(chan struct{})}
+	gate := newGatedListener(inner, quiet(), ready)
 	accept := func() {
 		conn, err := gate.Accept()
 		if err == nil {
@@ -93,7 +93,7 @@ func TestNoClientBeforeTheGuards(t *testing.T) {
 		t.Fatalf("expected the client to be accepted, but got %v", err)
 	}
 
-	gate = &gatedListener{Listener: inner, log: quiet(), ready: nil, closed: make(chan struct{})}
+	gate = newGatedListener(inner, quiet(), nil)
 	go accept()
 	gate.Close()
 	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
@@ -131,7 +131,7 @@ func TestClientsAreTakenAgainAfterAFailure(t *testing.T) {
 				broken++
 				always := make(chan struct{})
 				close(always)
-				return &gatedListener{Listener: &brokenListener{l, 20}, log: quiet(), ready: always, closed: make(chan struct{})}, nil
+				return newGatedListener(&brokenListener{l, 20}, quiet(), always), nil
 			})},
 		})
 		client := producer(t, b.Addrs(), kgo.Dialer(network.DialContext))
