@@ -32,6 +32,8 @@ type actor struct {
 	points checkpoints
 	mark   effectsMark
 
+	flow flow
+
 	burials []chan error // dead letters that are not known to be on the log
 	unsent  []appended   // forwarded requests whose signals recovery could not tell to be sent
 
@@ -186,6 +188,9 @@ func (a *actor) work(ctx context.Context) error {
 		if rest <= 0 {
 			rest = 20 * time.Millisecond
 		}
+		if a.flow.since != 0 { // nobody may have anything to report any more, and requests wait
+			rest = min(rest, holdLook)
+		}
 		timer.Reset(max(rest, time.Millisecond))
 		if err := a.wait(ctx, timer.C); err != nil {
 			return a.leave(ctx)
@@ -222,15 +227,15 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs. It returns true when the topic's partition must not be fetched until fetcher.resume. The
+// give takes fetched inputs, and where the log ended then. It returns true when the topic's partition must not be fetched until fetcher.resume. The
 // fetcher calls it.
-func (a *actor) give(topic string, records []*kgo.Record) (pause bool) {
+func (a *actor) give(topic string, records []*kgo.Record, end int64) (pause bool) {
 	a.mu.Lock()
 	q := &a.reports
 	if topic == a.s.cfg.Topics.Requests() {
 		q = &a.requests
 	}
-	pause = q.add(records, a.s.cfg.QueueMax)
+	pause = q.add(records, end, a.s.cfg.QueueMax)
 	a.mu.Unlock()
 	a.signal()
 	return pause
@@ -289,6 +294,9 @@ func (a *actor) append() {
 		rec := schemas.EncodeEvent(ev, a.key(ev), a.p)
 		rec.Topic, rec.Partition = topic, a.p
 		a.chain.Seal(rec)
+		if ev.Kind == operation.Dispatched {
+			a.flow.handed++
+		}
 		a.flying = append(a.flying, appended{
 			kind: ev.Kind, org: ev.Org, id: ev.ID, session: ev.Session, place: place + operation.Place(i),
 			cause: ev.Cause, to: ev.To, body: ev.Body,

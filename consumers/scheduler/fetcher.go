@@ -112,7 +112,7 @@ func (f *fetcher) run(ctx context.Context) {
 			if p.Topic == f.cfg.Topics.Sessions() {
 				f.beats(p.Records, now)
 			} else if a := f.actors[p.Partition]; a != nil {
-				if a.give(p.Topic, p.Records) {
+				if a.give(p.Topic, p.Records, p.HighWatermark) {
 					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
 				}
 			}

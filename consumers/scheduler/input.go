@@ -17,14 +17,19 @@ type inputs struct {
 	spare   []*kgo.Record // the other half of the double buffer
 	bytes   int           // of keys and values that wait
 	paused  bool          // too much waits: the topic's partition is not fetched
+	beyond  int64         // records that were on the log behind the last one fetched, when that was fetched
 }
 
 // queueBytes bounds what the inputs of one partition and kind take of memory while they wait, beside one fetch.
 const queueBytes = 32 << 20
 
-// add takes fetched records. It returns true when no more are to be fetched for now.
-func (q *inputs) add(records []*kgo.Record, queueMax int) (pause bool) {
+// lag is how many records are to be decided, as far as is known.
+func (q *inputs) lag() int64 { return int64(len(q.waiting)) + q.beyond }
+
+// add takes fetched records, and the end of the log as it was then. It returns true when no more are to be fetched for now.
+func (q *inputs) add(records []*kgo.Record, end int64, queueMax int) (pause bool) {
 	q.waiting = append(q.waiting, records...)
+	q.beyond = max(end-records[len(records)-1].Offset-1, 0)
 	for _, rec := range records {
 		q.bytes += len(rec.Key) + len(rec.Value)
 	}
@@ -56,18 +61,63 @@ func (q *inputs) take(n, queueMax int) (records []*kgo.Record, resume, more bool
 // what is under way from ending.
 const requestsAtOnce = 512
 
+// flow says how many requests are taken in while ready operations are waiting already.
+//
+// What is taken in long before it can run is paid for twice: it is written to the tables as waiting and again as ended, by then
+// it is out of every cache, and the collector walks it again and again. So once enough is ready to keep the workers busy,
+// requests wait on the log, and for a moment it is measured how fast operations are handed out. As many as would be handed out
+// within holdFor go on waiting; what is beyond that is taken in, up to Config.BacklogMax, so that priorities and fairness have
+// something to choose from and people see what waits. When handlers are slow that is nearly everything. When they are fast,
+// taking everything in would itself keep an urgent request waiting for a good part of that time.
+type flow struct {
+	since  operation.Time // when it was last seen how fast operations are handed out, by the leases' clock; 0: no requests wait
+	handed int            // operations handed out since then
+	excess int64          // requests that may be taken in though enough is ready
+}
+
+const (
+	holdFor  = 5 * time.Second
+	holdMin  = 500                    // operations that are ready, above which requests wait
+	holdLook = 500 * time.Millisecond // how long it takes to see how fast operations are handed out
+)
+
+// allowed returns how many requests may be taken in while backlog operations are ready and lag requests are on the log.
+func (f *flow) allowed(backlog int, lag int64, tick operation.Time) int64 {
+	if lag == 0 {
+		*f = flow{}
+		return 0
+	}
+	switch passed := tick.Sub(f.since); {
+	case f.since == 0:
+		f.since, f.handed = tick, 0
+	case passed >= holdLook:
+		f.excess = max(lag-int64(float64(f.handed)*float64(holdFor)/float64(passed)), 0)
+		f.since, f.handed = tick, 0
+	}
+	if backlog <= holdMin {
+		return lag
+	}
+	return f.excess
+}
+
+// took says how many requests were taken in.
+func (f *flow) took(n int) { f.excess = max(f.excess-int64(n), 0) }
+
 // takeInputs decides inputs that wait, as far as the room for appends allows: reports and signals first. After an error the engine
 // is ahead of what will ever be appended.
 func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) (err error) {
 	room := a.s.cfg.InFlightMax - len(a.flying)
 	requestsMax := requestsAtOnce
-	if a.engine.Backlog() > a.s.cfg.BacklogMax {
+	backlog := a.engine.Backlog()
+	if backlog > a.s.cfg.BacklogMax {
 		requestsMax = 0 // reports bring the backlog down, and wake the actor again
 	}
 	a.mu.Lock()
+	requestsMax = int(min(int64(requestsMax), a.flow.allowed(backlog, a.requests.lag(), a.s.ticks.now())))
 	reports, resumeReports, moreReports := a.reports.take(room, a.s.cfg.QueueMax)
 	requests, resumeRequests, moreRequests := a.requests.take(min(requestsMax, max(room-len(reports), 0)), a.s.cfg.QueueMax)
 	a.mu.Unlock()
+	a.flow.took(len(requests))
 	if resumeReports || resumeRequests {
 		a.s.fetch.resume(a.p, resumeReports, resumeRequests)
 	}
