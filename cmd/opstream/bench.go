@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,6 +74,7 @@ type benchResult struct {
 	ToAccepted     percentiles `json:"to_accepted_ms"`
 	ToVisible      percentiles `json:"to_visible_ms"`  // request to the end being in the tables
 	TablesLevelS   float64     `json:"tables_level_s"` // from the last durable end until the tables have it
+	RowsPerOp      float64     `json:"rows_per_op"`    // how often an operation was written to the tables
 	CPUPer1000     float64     `json:"cpu_s_per_1000_ops"`
 	CPUSelf        float64     `json:"cpu_self_s"`
 	CPUServer      float64     `json:"cpu_server_s"`
@@ -179,6 +181,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // it is in the system's folder for what is temporary
 
+	var written atomic.Int64 // rows of operations
 	g := newGroup()
 	defer func() { err = errors.Join(err, g.stop()) }()
 	cfg := serviceConfig{
@@ -195,6 +198,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 					rec.visibleAt(benchIndex(string(s.ID)))
 				}
 			}
+			written.Add(int64(len(b.Changes)))
 		},
 	}
 	if len(f.brokers) == 0 {
@@ -266,7 +270,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	before, from := readCPU(f.pids), rec.now()
+	before, from, rows := readCPU(f.pids), rec.now(), written.Load()
 	switch f.mode {
 	case "steady":
 		r.Rate = f.rate
@@ -286,6 +290,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	if err == nil {
 		err = s.reachTables(ctx)
 		r.TablesLevelS = round(float64(rec.now()-until)/1e9, 3)
+		r.RowsPerOp = round(float64(written.Load()-rows)/float64(f.n), 2)
 	}
 	if f.profile != "" {
 		pprof.StopCPUProfile()
