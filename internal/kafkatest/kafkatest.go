@@ -1,18 +1,129 @@
-// Package kafkatest gives a test a Kafka of its own, in memory and gone with the test.
+// Package kafkatest gives tests a Kafka: one in memory that is gone with the test, and Apache Kafka itself.
+//
+// A test that injects no faults runs on both, with [Each]. The one in memory is always there. Apache Kafka must be asked for, so that
+// the tests need nothing but Go: see [SeedsEnv].
 package kafkatest
 
 import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/schemas"
 )
 
 // Topic is a topic that the cluster starts with.
 type Topic struct {
 	Name       string
 	Partitions int32
+}
+
+// Broker is what a test runs on.
+type Broker struct {
+	Seeds []string
+	Real  bool // Apache Kafka, which other tests use at the same time
+	// Prefix begins the names of topics and groups: it is the test's own.
+	Prefix string
+}
+
+// Each runs a test on the broker in memory, and on Apache Kafka where somebody has asked for one. What needs [Start], because it
+// injects faults, runs in memory alone.
+func Each(t *testing.T, f func(*testing.T, *Broker)) {
+	t.Helper()
+	t.Run("memory", func(t *testing.T) { f(t, Memory(t)) })
+	t.Run("kafka", func(t *testing.T) { f(t, OnReal(t, Real(t))) })
+}
+
+// Memory starts a broker in memory.
+func Memory(t testing.TB) *Broker {
+	t.Helper()
+	return &Broker{Seeds: Cluster(t), Prefix: "test."}
+}
+
+// OnReal is Apache Kafka at these seeds, as one test uses it.
+func OnReal(t testing.TB, seeds []string) *Broker {
+	t.Helper()
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, t.Name())
+	return &Broker{Seeds: seeds, Real: true, Prefix: name[:min(len(name), 100)] + "-" + rand.Text()[:8] + "."}
+}
+
+// Topics are the topics of an installation that is the test's own. They are not there yet.
+func (b *Broker) Topics() schemas.Topics { return schemas.Topics{Prefix: b.Prefix} }
+
+// Create creates topics as an installation has them, and waits until each partition has a leader. They are deleted with the test.
+func (b *Broker) Create(t testing.TB, specs ...schemas.Spec) {
+	t.Helper()
+	admin := kadm.NewClient(Client(t, b.Seeds))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var names []string
+	for _, s := range specs {
+		config := map[string]*string{}
+		for k, v := range s.Config() {
+			config[k] = kadm.StringPtr(v)
+		}
+		if _, err := admin.CreateTopic(ctx, s.Partitions, -1, config, s.Name); err != nil {
+			t.Fatalf("create topic %q with %d partitions: %v", s.Name, s.Partitions, err)
+		}
+		names = append(names, s.Name)
+	}
+	if b.Real {
+		t.Cleanup(func() { b.remove(t, names) })
+	}
+	for _, s := range specs {
+		for !led(ctx, t, admin, s) {
+			// sleep: a broker offers no signal for the election of a leader
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+}
+
+// led tells whether all partitions of a topic have a leader.
+func led(ctx context.Context, t testing.TB, admin *kadm.Client, s schemas.Spec) bool {
+	t.Helper()
+	details, err := admin.ListTopics(ctx, s.Name)
+	if err != nil {
+		t.Fatalf("expected topic %q to have leaders within a minute, but: %v", s.Name, err)
+	}
+	found := details[s.Name]
+	if found.Err != nil && !errors.Is(found.Err, kerr.UnknownTopicOrPartition) {
+		t.Fatalf("topic %q: %v", s.Name, found.Err)
+	}
+	n := int32(0)
+	for _, p := range found.Partitions {
+		if p.Err == nil && p.Leader >= 0 {
+			n++
+		}
+	}
+	return n == s.Partitions
+}
+
+// remove makes room for other tests. What is left takes only space.
+func (b *Broker) remove(t testing.TB, topics []string) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.Seeds...))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), reachLimit)
+	defer cancel()
+	if _, err := kadm.NewClient(client).DeleteTopics(ctx, topics...); err != nil {
+		t.Logf("the topics of the test stay on the broker: %v", err)
+	}
 }
 
 // Cluster starts one broker in memory with these topics and returns its seeds.
