@@ -18,9 +18,12 @@ import (
 // TestCheckpointsLeadToTheStateOfTheJournal recovers one partition twice: from checkpoints and what follows them, and from the
 // journal's beginning alone.
 func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
-	client := cluster(t, 1)
-	stop := start(t, client, "one", func(c *Config) { c.CheckpointEvery, c.CheckpointEvents = 20*time.Millisecond, 40 })
-	w := newSession(t, client, "w1")
+	each(t, 1, testCheckpointsLeadToTheStateOfTheJournal)
+}
+
+func testCheckpointsLeadToTheStateOfTheJournal(t *testing.T, on service) {
+	stop := start(t, on, "one", func(c *Config) { c.CheckpointEvery, c.CheckpointEvents = 20*time.Millisecond, 40 })
+	w := newSession(t, on, "w1")
 	go w.serve(t.Context(), func(it *schemas.Item) *operation.Command {
 		if it.ID[len(it.ID)-1] == '7' {
 			return &operation.Command{Kind: operation.Fail, Failure: &operation.Failure{Code: "no"}}
@@ -30,19 +33,19 @@ func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
 		}
 		return &operation.Command{Kind: operation.Succeed}
 	})
-	j := watch(t, client)
+	j := watch(t, on)
 	const n = 600
 	for part := range slices.Chunk(ids(n), 100) { // several checkpoints
 		var records []*kgo.Record
 		for _, i := range part {
-			records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%200))))
+			records = append(records, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%200))))
 		}
-		produce(t, client, records...)
+		produce(t, on, records...)
 		j.until(func() bool { return len(j.states) > part[len(part)-1]+1 })
 	}
 	stop()
 
-	cfg := Config{Client: client, Topics: topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}}
+	cfg := Config{Client: on.client, Topics: on.topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}}
 	quick, whole, err := Inspect(t.Context(), cfg, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +62,7 @@ func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
 	}
 	defer s.out.Close()
 	var sets checkpointSets
-	if err := s.read(t.Context(), topics.Checkpoints(), 0, 0, sets.add); err != nil {
+	if err := s.read(t.Context(), on.topics.Checkpoints(), 0, 0, sets.add); err != nil {
 		t.Fatal(err)
 	}
 	newest := sets.newest()
@@ -74,28 +77,29 @@ func TestCheckpointsLeadToTheStateOfTheJournal(t *testing.T) {
 func TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn(t *testing.T) {
 	for name, records := range map[string]int{"nothing is left": 0, "some are missing": 4, "other ones stand there": 20} {
 		t.Run(name, func(t *testing.T) {
-			client := cluster(t, 1)
-			var chain schemas.Chain
-			var journal []*kgo.Record
-			for i := range records {
-				rec := schemas.EncodeEvent(&operation.Event{Kind: operation.Opened, At: operation.Time(i + 1), Owner: "other"}, nil, 0)
-				rec.Topic = topics.Journal()
-				chain.Seal(rec)
-				journal = append(journal, rec)
-			}
-			set := schemas.Set{Writer: 0, Number: 1}
-			known := schemas.Chain{Next: 10, Last: 9, Sum: [32]byte{1}}
-			produce(t, client, append(journal, schemas.EncodeCheckpoint(topics, 0, &schemas.Checkpoint{
-				Set: set, Position: &schemas.Position{Base: true, Chain: known, Effects: 10},
-			}))...)
-			s, err := New(Config{Client: client, Topics: topics, Owner: "reader"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.out.Close()
-			if err := newActor(s, 0, &status{}, slog.Default()).recover(t.Context()); !errors.Is(err, errShorter) {
-				t.Errorf("expected to be told that the journal has lost records, but got %v", err)
-			}
+			each(t, 1, func(t *testing.T, on service) {
+				var chain schemas.Chain
+				var journal []*kgo.Record
+				for i := range records {
+					rec := schemas.EncodeEvent(&operation.Event{Kind: operation.Opened, At: operation.Time(i + 1), Owner: "other"}, nil, 0)
+					rec.Topic = on.topics.Journal()
+					chain.Seal(rec)
+					journal = append(journal, rec)
+				}
+				set := schemas.Set{Writer: 0, Number: 1}
+				known := schemas.Chain{Next: 10, Last: 9, Sum: [32]byte{1}}
+				produce(t, on, append(journal, schemas.EncodeCheckpoint(on.topics, 0, &schemas.Checkpoint{
+					Set: set, Position: &schemas.Position{Base: true, Chain: known, Effects: 10},
+				}))...)
+				s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.out.Close()
+				if err := newActor(s, 0, &status{}, slog.Default()).recover(t.Context()); !errors.Is(err, errShorter) {
+					t.Errorf("expected to be told that the journal has lost records, but got %v", err)
+				}
+			})
 		})
 	}
 }
@@ -109,6 +113,7 @@ func ids(n int) []int {
 }
 
 func TestOnlyCompleteSetsOfOneWriterCount(t *testing.T) {
+	var topics schemas.Topics
 	encode := func(c schemas.Checkpoint) *kgo.Record { return schemas.EncodeCheckpoint(topics, 0, &c) }
 	state := func(set schemas.Set, id string) *kgo.Record {
 		return encode(schemas.Checkpoint{Set: set, State: &operation.State{Org: "o", ID: operation.ID(id), Status: operation.StatusReady, Request: request(t, "o", id, "")}})
@@ -165,19 +170,22 @@ func TestOnlyCompleteSetsOfOneWriterCount(t *testing.T) {
 }
 
 func TestRebalanceMovesPartitionsWithoutLoss(t *testing.T) {
-	client := cluster(t, 6)
-	stopOne := start(t, client, "one")
-	w := newSession(t, client, "w1")
+	each(t, 6, testRebalanceMovesPartitionsWithoutLoss)
+}
+
+func testRebalanceMovesPartitionsWithoutLoss(t *testing.T, on service) {
+	stopOne := start(t, on, "one")
+	w := newSession(t, on, "w1")
 	go w.serve(t.Context(), succeed)
-	j := watch(t, client)
+	j := watch(t, on)
 	n := 0
 	send := func(count int) {
 		var records []*kgo.Record
 		for range count {
-			records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", n), fmt.Sprintf("chain%d", n%60))))
+			records = append(records, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", n), fmt.Sprintf("chain%d", n%60))))
 			n++
 		}
-		produce(t, client, records...)
+		produce(t, on, records...)
 	}
 	owners := func() int {
 		names := map[string]bool{}
@@ -189,7 +197,7 @@ func TestRebalanceMovesPartitionsWithoutLoss(t *testing.T) {
 		return len(names)
 	}
 	send(600)
-	start(t, client, "two") // takes its part of the partitions, while work goes on
+	start(t, on, "two") // takes its part of the partitions, while work goes on
 	for owners() < 2 {
 		send(50)
 		j.until(j.ended(n))

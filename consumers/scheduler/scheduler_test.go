@@ -14,24 +14,28 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-var topics = schemas.Topics{}
+// service is the topics of an installation on some broker, for one test.
+type service struct {
+	client []kgo.Opt
+	topics schemas.Topics
+}
 
-func cluster(t testing.TB, partitions int32) []kgo.Opt {
+// each runs a test on topics with so many partitions, in memory and on Apache Kafka.
+func each(t *testing.T, partitions int32, f func(*testing.T, service)) {
 	t.Helper()
-	var all []kafkatest.Topic
-	for _, s := range topics.Specs(partitions, 2) {
-		all = append(all, kafkatest.Topic{Name: s.Name, Partitions: s.Partitions})
-	}
-	return []kgo.Opt{
-		kgo.SeedBrokers(kafkatest.Cluster(t, all...)...),
-		kgo.MetadataMinAge(50 * time.Millisecond), kgo.FetchMaxWait(500 * time.Millisecond),
-	}
+	kafkatest.Each(t, func(t *testing.T, b *kafkatest.Broker) {
+		b.Create(t, b.Topics().Specs(partitions, 2)...)
+		f(t, service{
+			client: []kgo.Opt{kgo.SeedBrokers(b.Seeds...), kgo.MetadataMinAge(50 * time.Millisecond), kgo.FetchMaxWait(500 * time.Millisecond)},
+			topics: b.Topics(),
+		})
+	})
 }
 
 // start runs a scheduler until the returned function is called or the test ends.
-func start(t testing.TB, client []kgo.Opt, owner string, change ...func(*Config)) (stop func()) {
+func start(t testing.TB, on service, owner string, change ...func(*Config)) (stop func()) {
 	t.Helper()
-	cfg := Config{Client: client, Topics: topics, Owner: owner, Engine: partition.Config{Lease: 3 * time.Second}}
+	cfg := Config{Client: on.client, Topics: on.topics, Owner: owner, Engine: partition.Config{Lease: 3 * time.Second}}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -55,27 +59,28 @@ func start(t testing.TB, client []kgo.Opt, owner string, change ...func(*Config)
 // session is a worker of the test: it takes items, and answers each as told.
 type session struct {
 	t      testing.TB
+	topics schemas.Topics
 	id     operation.SessionID
 	client *kgo.Client
 	seq    int64
 }
 
-func newSession(t testing.TB, client []kgo.Opt, id operation.SessionID) *session {
-	c, err := kgo.NewClient(append(client,
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topics.Inboxes(): {0: kgo.NewOffset().AtStart()}}),
+func newSession(t testing.TB, on service, id operation.SessionID) *session {
+	c, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)],
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{on.topics.Inboxes(): {0: kgo.NewOffset().AtStart()}}),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	s := &session{t: t, id: id, client: c}
+	s := &session{t: t, topics: on.topics, id: id, client: c}
 	s.beat(schemas.SessionRunning)
 	return s
 }
 
 func (s *session) beat(state schemas.SessionState) {
 	s.seq++
-	rec := schemas.EncodeHeartbeat(topics, &schemas.Heartbeat{
+	rec := schemas.EncodeHeartbeat(s.topics, &schemas.Heartbeat{
 		Session: s.id, Pool: "default", Types: []string{"noop"}, Slots: 64, Queue: 32, Lease: 3 * time.Second, State: state, Sequence: s.seq,
 	})
 	if err := s.client.ProduceSync(s.t.Context(), rec).FirstErr(); err != nil {
@@ -106,7 +111,7 @@ func (s *session) serve(ctx context.Context, on func(*schemas.Item) *operation.C
 			if c := on(it); c != nil {
 				c.Org, c.ID, c.Attempt, c.Session = it.Org, it.ID, it.Attempt, it.Session
 				c.StartedAt = operation.TimeOf(time.Now())
-				out := schemas.EncodeReport(topics, c, []byte(it.Request.Key()))
+				out := schemas.EncodeReport(s.topics, c, []byte(it.Request.Key()))
 				out.Partition = it.Partition
 				s.client.Produce(context.WithoutCancel(ctx), out, nil)
 			}
@@ -139,8 +144,8 @@ type journal struct {
 	void   int
 }
 
-func watch(t testing.TB, client []kgo.Opt) *journal {
-	c, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topics.Journal()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+func watch(t testing.TB, on service) *journal {
+	c, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.ConsumeTopics(on.topics.Journal()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,9 +208,9 @@ func (j *journal) ended(n int) func() bool {
 	}
 }
 
-func produce(t testing.TB, client []kgo.Opt, records ...*kgo.Record) {
+func produce(t testing.TB, on service, records ...*kgo.Record) {
 	t.Helper()
-	c, err := kgo.NewClient(client...)
+	c, err := kgo.NewClient(on.client...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,18 +220,19 @@ func produce(t testing.TB, client []kgo.Opt, records ...*kgo.Record) {
 	}
 }
 
-func TestOperationsRunInOrderAndEnd(t *testing.T) {
-	client := cluster(t, 4)
-	start(t, client, "one")
-	w := newSession(t, client, "w1")
+func TestOperationsRunInOrderAndEnd(t *testing.T) { each(t, 4, testOperationsRunInOrderAndEnd) }
+
+func testOperationsRunInOrderAndEnd(t *testing.T, on service) {
+	start(t, on, "one")
+	w := newSession(t, on, "w1")
 	go w.serve(t.Context(), succeed)
-	j := watch(t, client)
+	j := watch(t, on)
 	const n = 2000
 	var records []*kgo.Record
 	for i := range n {
-		records = append(records, schemas.EncodeRequest(topics, request(t, fmt.Sprintf("org%d", i%7), fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%50))))
+		records = append(records, schemas.EncodeRequest(on.topics, request(t, fmt.Sprintf("org%d", i%7), fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%50))))
 	}
-	produce(t, client, records...)
+	produce(t, on, records...)
 	j.until(j.ended(n))
 	running := map[string]operation.ID{}
 	last := map[string]operation.Place{}
@@ -251,12 +257,13 @@ func TestOperationsRunInOrderAndEnd(t *testing.T) {
 	}
 }
 
-func TestTwoOwnersMakeOneHistory(t *testing.T) {
-	client := cluster(t, 2)
+func TestTwoOwnersMakeOneHistory(t *testing.T) { each(t, 2, testTwoOwnersMakeOneHistory) }
+
+func testTwoOwnersMakeOneHistory(t *testing.T, on service) {
 	// Two groups: each of the two believes that it owns every partition.
-	start(t, client, "one", func(c *Config) { c.Group = "a" })
-	start(t, client, "two", func(c *Config) { c.Group = "b" })
-	w := newSession(t, client, "w1")
+	start(t, on, "one", func(c *Config) { c.Group = on.topics.Prefix + "a" })
+	start(t, on, "two", func(c *Config) { c.Group = on.topics.Prefix + "b" })
+	w := newSession(t, on, "w1")
 	var mu sync.Mutex
 	ran := map[string]int{}
 	seen := map[string]bool{}
@@ -269,10 +276,10 @@ func TestTwoOwnersMakeOneHistory(t *testing.T) {
 		}
 		return &operation.Command{Kind: operation.Succeed}
 	})
-	j := watch(t, client)
+	j := watch(t, on)
 	const n = 500
 	for i := range n {
-		produce(t, client, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%5))))
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%5))))
 	}
 	j.until(j.ended(n))
 	mu.Lock()
@@ -295,26 +302,29 @@ func TestTwoOwnersMakeOneHistory(t *testing.T) {
 }
 
 func TestNextOwnerGoesOnWhereTheLastOneStood(t *testing.T) {
-	client := cluster(t, 3)
-	stop := start(t, client, "one", func(c *Config) { c.CheckpointEvery = 50 * time.Millisecond })
-	j := watch(t, client)
+	each(t, 3, testNextOwnerGoesOnWhereTheLastOneStood)
+}
+
+func testNextOwnerGoesOnWhereTheLastOneStood(t *testing.T, on service) {
+	stop := start(t, on, "one", func(c *Config) { c.CheckpointEvery = 50 * time.Millisecond })
+	j := watch(t, on)
 	const n = 300
 	var records []*kgo.Record
 	for i := range n {
-		records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%9))))
+		records = append(records, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", i), fmt.Sprintf("chain%d", i%9))))
 	}
-	produce(t, client, records...)
+	produce(t, on, records...)
 	accepted := func(n int) func() bool { return func() bool { return len(j.states) >= n } }
 	j.until(accepted(n + 1)) // one is the partitions' own
 	stop()
 
 	// Commands and copies that arrive while nobody is there are answered by the next owner.
-	records[0] = schemas.EncodeRequest(topics, request(t, "org", "op0", "chain0"))
+	records[0] = schemas.EncodeRequest(on.topics, request(t, "org", "op0", "chain0"))
 	other := *request(t, "org", "op1", "chain1")
 	other.Name = "another"
-	produce(t, client, records[0], schemas.EncodeRequest(topics, &other))
-	start(t, client, "two")
-	w := newSession(t, client, "w1")
+	produce(t, on, records[0], schemas.EncodeRequest(on.topics, &other))
+	start(t, on, "two")
+	w := newSession(t, on, "w1")
 	go w.serve(t.Context(), succeed)
 	j.until(j.ended(n))
 	var unchanged, reused int
@@ -334,18 +344,19 @@ func TestNextOwnerGoesOnWhereTheLastOneStood(t *testing.T) {
 	}
 }
 
-func TestBadInputIsAnsweredOrSetAside(t *testing.T) {
-	client := cluster(t, 4)
-	start(t, client, "one")
-	w := newSession(t, client, "w1")
+func TestBadInputIsAnsweredOrSetAside(t *testing.T) { each(t, 4, testBadInputIsAnsweredOrSetAside) }
+
+func testBadInputIsAnsweredOrSetAside(t *testing.T, on service) {
+	start(t, on, "one")
+	w := newSession(t, on, "w1")
 	go w.serve(t.Context(), succeed)
-	j := watch(t, client)
-	good := schemas.EncodeRequest(topics, request(t, "org", "good", ""))
-	wrong := schemas.EncodeRequest(topics, request(t, "org", "wrong-partition", ""))
+	j := watch(t, on)
+	good := schemas.EncodeRequest(on.topics, request(t, "org", "good", ""))
+	wrong := schemas.EncodeRequest(on.topics, request(t, "org", "wrong-partition", ""))
 	right := schemas.PartitionFor(wrong.Key, 4)
-	garbage := &kgo.Record{Topic: topics.Requests(), Key: good.Key, Value: []byte("{"), Headers: good.Headers}
-	invalid := &kgo.Record{Topic: topics.Requests(), Key: good.Key, Value: []byte(`{"organization":"org","id":"bad","type":"Not A Type"}`), Headers: good.Headers}
-	manual := append(client[:len(client):len(client)], kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	garbage := &kgo.Record{Topic: on.topics.Requests(), Key: good.Key, Value: []byte("{"), Headers: good.Headers}
+	invalid := &kgo.Record{Topic: on.topics.Requests(), Key: good.Key, Value: []byte(`{"organization":"org","id":"bad","type":"Not A Type"}`), Headers: good.Headers}
+	manual := service{append(on.client[:len(on.client):len(on.client)], kgo.RecordPartitioner(kgo.ManualPartitioner())), on.topics}
 	for _, rec := range []*kgo.Record{good, garbage, invalid} {
 		rec.Partition = schemas.PartitionFor(good.Key, 4)
 	}
@@ -365,7 +376,7 @@ func TestBadInputIsAnsweredOrSetAside(t *testing.T) {
 	if !refused {
 		t.Error("expected the request with an invalid type to be refused in the journal")
 	}
-	dead, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topics.DeadLetter()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+	dead, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.ConsumeTopics(on.topics.DeadLetter()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,9 +390,12 @@ func TestBadInputIsAnsweredOrSetAside(t *testing.T) {
 }
 
 func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {
-	client := cluster(t, 1)
-	start(t, client, "one")
-	w := newSession(t, client, "w1")
+	each(t, 1, testFailedOperationIsRetriedByHandWithCorrectedInput)
+}
+
+func testFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T, on service) {
+	start(t, on, "one")
+	w := newSession(t, on, "w1")
 	var mu sync.Mutex
 	var inputs []string
 	go w.serve(t.Context(), func(it *schemas.Item) *operation.Command {
@@ -393,17 +407,17 @@ func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {
 		}
 		return &operation.Command{Kind: operation.Succeed}
 	})
-	j := watch(t, client)
+	j := watch(t, on)
 	q, err := schemas.ParseRequest([]byte(`{"organization":"org","id":"a","type":"noop","data":{"n":1}}`), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	produce(t, client, schemas.EncodeRequest(topics, q))
+	produce(t, on, schemas.EncodeRequest(on.topics, q))
 	is := func(s operation.Status) func() bool {
 		return func() bool { a := j.states[partition.Ref{Org: "org", ID: "a"}]; return a != nil && a.Status == s }
 	}
 	j.until(is(operation.StatusFailed))
-	produce(t, client, schemas.EncodeCommand(topics, &operation.Command{
+	produce(t, on, schemas.EncodeCommand(on.topics, &operation.Command{
 		Kind: operation.Retry, Org: "org", ID: "a", CommandID: "c1", Data: []byte(`{"n":2}`), By: operation.By{Who: "u", Reason: "typo"},
 	}, []byte(q.Key())))
 	j.until(is(operation.StatusSucceeded))
@@ -418,9 +432,12 @@ func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {
 }
 
 func TestRequestsStayOnTheLogWhileTheBacklogIsLong(t *testing.T) {
-	client := cluster(t, 1)
-	start(t, client, "one", func(c *Config) { c.BacklogMax = 100 })
-	w := newSession(t, client, "w1")
+	each(t, 1, testRequestsStayOnTheLogWhileTheBacklogIsLong)
+}
+
+func testRequestsStayOnTheLogWhileTheBacklogIsLong(t *testing.T, on service) {
+	start(t, on, "one", func(c *Config) { c.BacklogMax = 100 })
+	w := newSession(t, on, "w1")
 	let := make(chan struct{})
 	go w.serve(t.Context(), func(*schemas.Item) *operation.Command {
 		select {
@@ -429,13 +446,13 @@ func TestRequestsStayOnTheLogWhileTheBacklogIsLong(t *testing.T) {
 		}
 		return &operation.Command{Kind: operation.Succeed}
 	})
-	j := watch(t, client)
+	j := watch(t, on)
 	const n = 5000
 	var records []*kgo.Record
 	for i := range n {
-		records = append(records, schemas.EncodeRequest(topics, request(t, "org", fmt.Sprintf("op%d", i), "")))
+		records = append(records, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", i), "")))
 	}
-	produce(t, client, records...)
+	produce(t, on, records...)
 	j.until(func() bool { return len(j.states) > 100 })
 	close(let)
 	most := 0
