@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -23,11 +22,8 @@ import (
 
 const partitions = 4
 
-var topics schemas.Topics
-
-func start(t testing.TB) (*kfake.Cluster, []string) {
-	cluster := kafkatest.Start(t, kafkatest.Topic{Name: topics.Requests(), Partitions: partitions})
-	return cluster, cluster.ListenAddrs()
+func start(t testing.TB, b *kafkatest.Broker) {
+	b.Create(t, b.Topics().Specs(partitions, 1)...)
 }
 
 func client(t testing.TB, cfg producers.Config) *producers.Client {
@@ -56,10 +52,10 @@ func within(t testing.TB, d time.Duration) context.Context {
 }
 
 // read returns the first n records of the topic requests, partition by partition in order.
-func read(t testing.TB, seeds []string, n int) []*kgo.Record {
+func read(t testing.TB, b *kafkatest.Broker, n int) []*kgo.Record {
 	t.Helper()
 	ctx := within(t, 10*time.Second)
-	consumer := kafkatest.Client(t, seeds, kgo.ConsumeTopics(topics.Requests()))
+	consumer := kafkatest.Client(t, b.Seeds, kgo.ConsumeTopics(b.Topics().Requests()))
 	var records []*kgo.Record
 	for len(records) < n {
 		fetches := consumer.PollFetches(ctx)
@@ -71,9 +67,11 @@ func read(t testing.TB, seeds []string, n int) []*kgo.Record {
 	return records
 }
 
-func TestRequestArrivesAsItWasMeant(t *testing.T) {
-	_, seeds := start(t)
-	c := client(t, producers.Config{Brokers: seeds, Source: "/crm/core"})
+func TestRequestArrivesAsItWasMeant(t *testing.T) { kafkatest.Each(t, testRequestArrivesAsItWasMeant) }
+
+func testRequestArrivesAsItWasMeant(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics(), Source: "/crm/core"})
 	until := time.Date(2030, 1, 31, 8, 0, 0, 0, time.UTC)
 	request := &producers.Request{
 		ID: "r-1", Organization: "acme", Type: "bulk-delete", Name: "old leads", DependencyToken: "leads",
@@ -84,7 +82,7 @@ func TestRequestArrivesAsItWasMeant(t *testing.T) {
 	if err := c.Request(within(t, 10*time.Second), request); err != nil {
 		t.Fatal(err)
 	}
-	rec := read(t, seeds, 1)[0]
+	rec := read(t, b, 1)[0]
 	if want := schemas.PartitionFor([]byte("acme/leads"), partitions); string(rec.Key) != "acme/leads" || rec.Partition != want {
 		t.Errorf("expected key acme/leads on partition %d, but got %s on %d", want, rec.Key, rec.Partition)
 	}
@@ -107,8 +105,12 @@ func TestRequestArrivesAsItWasMeant(t *testing.T) {
 }
 
 func TestCommandsGoWhereTheirOperationIs(t *testing.T) {
-	_, seeds := start(t)
-	c := client(t, producers.Config{Brokers: seeds})
+	kafkatest.Each(t, testCommandsGoWhereTheirOperationIs)
+}
+
+func testCommandsGoWhereTheirOperationIs(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics()})
 	ctx := within(t, 10*time.Second)
 	target := (&producers.Request{ID: "r-1", Organization: "acme", DependencyToken: "leads"}).Target()
 	by := producers.By{Who: "ann", Reason: "cleaning up", ID: "c-1"}
@@ -126,7 +128,7 @@ func TestCommandsGoWhereTheirOperationIs(t *testing.T) {
 		}
 	}
 	var got []string
-	for _, rec := range read(t, seeds, 6) {
+	for _, rec := range read(t, b, 6) {
 		if want := schemas.PartitionFor([]byte("acme/leads"), partitions); rec.Partition != want {
 			t.Errorf("expected partition %d, but got %d", want, rec.Partition)
 		}
@@ -155,9 +157,11 @@ func TestCommandsGoWhereTheirOperationIs(t *testing.T) {
 }
 
 // A bulk keeps the order of each key and reports every fault with its place.
-func TestRequestAll(t *testing.T) {
-	_, seeds := start(t)
-	c := client(t, producers.Config{Brokers: seeds, BufferedMax: 100})
+func TestRequestAll(t *testing.T) { kafkatest.Each(t, testRequestAll) }
+
+func testRequestAll(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics(), BufferedMax: 100})
 	requests := make([]*producers.Request, 3000)
 	for i := range requests {
 		requests[i] = &producers.Request{ID: fmt.Sprintf("r-%04d", i), Organization: "acme", Type: "import", DependencyToken: fmt.Sprint(i % 10)}
@@ -179,7 +183,7 @@ func TestRequestAll(t *testing.T) {
 		t.Errorf("expected the faults %s, but got %s", want, strings.Join(faults, "|"))
 	}
 	last := make(map[string]string)
-	for _, rec := range read(t, seeds, len(requests)-2) {
+	for _, rec := range read(t, b, len(requests)-2) {
 		cmd, err := schemas.DecodeCommand(rec)
 		if err != nil {
 			t.Fatal(err)
@@ -227,14 +231,16 @@ func TestFaultsAreNamedBeforeAnythingIsSent(t *testing.T) {
 }
 
 func TestTimeEndsWhileTheBrokerIsSilent(t *testing.T) {
-	cluster, seeds := start(t)
+	b := kafkatest.Memory(t)
+	start(t, b)
+	cluster := b.Fake
 	arrived, release := make(chan struct{}), make(chan struct{})
 	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
 		close(arrived)
 		cluster.SleepControl(func() { <-release })
 		return nil, nil, false
 	})
-	c := client(t, producers.Config{Brokers: seeds, BufferedMax: 1})
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics(), BufferedMax: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	settled := make(chan error, 1)
 	go func() {
@@ -255,7 +261,7 @@ func TestTimeEndsWhileTheBrokerIsSilent(t *testing.T) {
 		t.Errorf("expected an error that says that the outcome is unknown, but got %v", err)
 	}
 	close(release)
-	if rec := read(t, seeds, 1)[0]; string(rec.Key) != "acme/r-1" {
+	if rec := read(t, b, 1)[0]; string(rec.Key) != "acme/r-1" {
 		t.Errorf("expected the record to arrive nevertheless, but got %s", rec.Key)
 	}
 }
@@ -272,7 +278,9 @@ func TestErrorsOfTheBroker(t *testing.T) {
 		{kerr.UnknownServerError, true, true},
 	} {
 		t.Run(test.code.Message, func(t *testing.T) {
-			cluster, seeds := start(t)
+			b := kafkatest.Memory(t)
+			start(t, b)
+			cluster := b.Fake
 			cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 				cluster.KeepControl()
 				produce := req.(*kmsg.ProduceRequest)
@@ -289,7 +297,7 @@ func TestErrorsOfTheBroker(t *testing.T) {
 				}
 				return resp, nil, true
 			})
-			c := client(t, producers.Config{Brokers: seeds})
+			c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics()})
 			err := c.Request(within(t, 20*time.Second), &producers.Request{ID: "r-1", Organization: "acme", Type: "import"})
 			if err == nil || errors.Is(err, producers.ErrRetry) != test.retry || errors.Is(err, producers.ErrGiveUp) == test.retry ||
 				errors.Is(err, producers.ErrUnknown) != test.unknown || !errors.Is(err, test.code) {
@@ -299,9 +307,11 @@ func TestErrorsOfTheBroker(t *testing.T) {
 	}
 }
 
-func TestCloseSettlesWhatIsUnderWay(t *testing.T) {
-	_, seeds := start(t)
-	c := client(t, producers.Config{Brokers: seeds})
+func TestCloseSettlesWhatIsUnderWay(t *testing.T) { kafkatest.Each(t, testCloseSettlesWhatIsUnderWay) }
+
+func testCloseSettlesWhatIsUnderWay(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics()})
 	var mu sync.Mutex
 	safe := 0
 	for i := range 500 {
@@ -338,8 +348,9 @@ func TestConfigNamesAllFaults(t *testing.T) {
 }
 
 func BenchmarkRequestAsync(b *testing.B) {
-	_, seeds := start(b)
-	c := client(b, producers.Config{Brokers: seeds})
+	memory := kafkatest.Memory(b)
+	start(b, memory)
+	c := client(b, producers.Config{Brokers: memory.Seeds, Topics: memory.Topics()})
 	data := json.RawMessage(`{"text":"` + strings.Repeat("x", 240) + `"}`)
 	var left sync.WaitGroup
 	b.ReportAllocs()

@@ -1,6 +1,6 @@
 // Package kafkatest gives tests a Kafka: one in memory that is gone with the test, and Apache Kafka itself.
 //
-// A test that injects no faults runs on both, with [Each]. The one in memory is always there. Apache Kafka must be asked for, so that
+// A test that injects no faults runs on both, with [Each]; those that do are named in memory.go. The one in memory is always there. Apache Kafka must be asked for, so that
 // the tests need nothing but Go: see [SeedsEnv].
 package kafkatest
 
@@ -32,20 +32,28 @@ type Broker struct {
 	Real  bool // Apache Kafka, which other tests use at the same time
 	// Prefix begins the names of topics and groups: it is the test's own.
 	Prefix string
+	// Fake injects faults. It is nil on Apache Kafka.
+	Fake *kfake.Cluster
 }
 
-// Each runs a test on the broker in memory, and on Apache Kafka where somebody has asked for one. What needs [Start], because it
-// injects faults, runs in memory alone.
+// Each runs a test on the broker in memory, and on Apache Kafka where somebody has asked for one.
 func Each(t *testing.T, f func(*testing.T, *Broker)) {
 	t.Helper()
-	t.Run("memory", func(t *testing.T) { f(t, Memory(t)) })
+	t.Run("memory", func(t *testing.T) { f(t, inMemory(t)) })
 	t.Run("kafka", func(t *testing.T) { f(t, OnReal(t, Real(t))) })
 }
 
-// Memory starts a broker in memory.
+// Memory is a broker in memory for a test that needs one: see [MemoryOnly].
 func Memory(t testing.TB) *Broker {
 	t.Helper()
-	return &Broker{Seeds: Cluster(t), Prefix: "test."}
+	MemoryOnly(t)
+	return inMemory(t)
+}
+
+func inMemory(t testing.TB) *Broker {
+	t.Helper()
+	fake := Start(t)
+	return &Broker{Seeds: fake.ListenAddrs(), Prefix: "test.", Fake: fake}
 }
 
 // OnReal is Apache Kafka at these seeds, as one test uses it.

@@ -21,7 +21,11 @@ import (
 )
 
 func TestAnswerSaysWhatBecameOfTheCommand(t *testing.T) {
-	w := newWorld(t)
+	kafkatest.Each(t, testAnswerSaysWhatBecameOfTheCommand)
+}
+
+func testAnswerSaysWhatBecameOfTheCommand(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	w.answer = func(cmd *operation.Command, _ int32) []operation.Event {
 		e := operation.Event{Org: cmd.Org, ID: cmd.ID, At: 1, Cause: cmd.Cause, CommandID: cmd.CommandID, Command: cmd.Kind}
 		// A second event with the same cause is not the answer.
@@ -88,8 +92,10 @@ func TestAnswerSaysWhatBecameOfTheCommand(t *testing.T) {
 }
 
 // Each of many gets its own answer, whatever else the scheduler writes in between.
-func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
-	w := newWorld(t)
+func TestEverybodyGetsHisOwnAnswer(t *testing.T) { kafkatest.Each(t, testEverybodyGetsHisOwnAnswer) }
+
+func testEverybodyGetsHisOwnAnswer(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	noise := rand.New(rand.NewPCG(1, 1))
 	w.answer = func(cmd *operation.Command, partition int32) []operation.Event {
 		e := accepted(cmd)
@@ -125,7 +131,11 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 }
 
 func TestPipelineKeepsThousandsUnderWay(t *testing.T) {
-	w := newWorld(t)
+	kafkatest.Each(t, testPipelineKeepsThousandsUnderWay)
+}
+
+func testPipelineKeepsThousandsUnderWay(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	c, _ := w.open(Config{InFlightMax: 2000})
 	const n = 5000
 	waits := make(chan func() (command.Answer, error), n)
@@ -156,7 +166,11 @@ func TestPipelineKeepsThousandsUnderWay(t *testing.T) {
 }
 
 func TestSubmitAllGoesThroughThePipeline(t *testing.T) {
-	w := newWorld(t)
+	kafkatest.Each(t, testSubmitAllGoesThroughThePipeline)
+}
+
+func testSubmitAllGoesThroughThePipeline(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	w.run()
 	c, _ := w.open(Config{})
 	i, accepted := 0, 0
@@ -180,8 +194,10 @@ func TestSubmitAllGoesThroughThePipeline(t *testing.T) {
 	}
 }
 
-func TestNoAnswerInTime(t *testing.T) {
-	w := newWorld(t)
+func TestNoAnswerInTime(t *testing.T) { kafkatest.Each(t, testNoAnswerInTime) }
+
+func testNoAnswerInTime(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	arrived := make(chan struct{})
 	w.answer = func(*operation.Command, int32) []operation.Event {
 		close(arrived)
@@ -213,8 +229,10 @@ func TestNoAnswerInTime(t *testing.T) {
 	}
 }
 
-func TestForwardedCommandIsSaidToBe(t *testing.T) {
-	w := newWorld(t)
+func TestForwardedCommandIsSaidToBe(t *testing.T) { kafkatest.Each(t, testForwardedCommandIsSaidToBe) }
+
+func testForwardedCommandIsSaidToBe(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	w.answer = func(cmd *operation.Command, _ int32) []operation.Event {
 		return []operation.Event{{Kind: operation.Forwarded, At: 1, Cause: cmd.Cause, To: 3, Body: []byte(`{}`)}}
 	}
@@ -227,8 +245,10 @@ func TestForwardedCommandIsSaidToBe(t *testing.T) {
 	}
 }
 
-func TestEndOfRunIsToldToAll(t *testing.T) {
-	w := newWorld(t)
+func TestEndOfRunIsToldToAll(t *testing.T) { kafkatest.Each(t, testEndOfRunIsToldToAll) }
+
+func testEndOfRunIsToldToAll(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	arrived := make(chan struct{})
 	w.answer = func(*operation.Command, int32) []operation.Event {
 		close(arrived)
@@ -256,8 +276,10 @@ func TestEndOfRunIsToldToAll(t *testing.T) {
 	}
 }
 
-func TestFeed(t *testing.T) {
-	w := newWorld(t)
+func TestFeed(t *testing.T) { kafkatest.Each(t, testFeed) }
+
+func testFeed(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	w.answer = func(cmd *operation.Command, _ int32) []operation.Event {
 		succeeded := operation.Event{Kind: operation.Succeeded, Org: cmd.Org, ID: cmd.ID, At: 2, Cause: operation.Cause{Topic: schemas.TopicReports, Offset: 7}, Attempt: 1, Session: "s", Result: []byte(`{"n":1}`)}
 		return []operation.Event{accepted(cmd), succeeded}
@@ -308,8 +330,10 @@ func TestFeed(t *testing.T) {
 }
 
 // A client that comes late knows nothing of what was before, and answers all the same.
-func TestBeginInTheMiddle(t *testing.T) {
-	w := newWorld(t)
+func TestBeginInTheMiddle(t *testing.T) { kafkatest.Each(t, testBeginInTheMiddle) }
+
+func testBeginInTheMiddle(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
 	noise := rand.New(rand.NewPCG(2, 2))
 	for p := range int32(partitions) {
 		for i := range 50 * int(p) {
@@ -334,9 +358,11 @@ func TestBeginInTheMiddle(t *testing.T) {
 	}
 }
 
-func TestBrokenChainStopsTheReader(t *testing.T) {
-	w := newWorld(t)
-	c, err := New(within(t, 10*time.Second), Config{Brokers: w.seeds})
+func TestBrokenChainStopsTheReader(t *testing.T) { kafkatest.Each(t, testBrokenChainStopsTheReader) }
+
+func testBrokenChainStopsTheReader(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b)
+	c, err := New(within(t, 10*time.Second), Config{Brokers: w.seeds, Topics: w.topics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,16 +377,27 @@ func TestBrokenChainStopsTheReader(t *testing.T) {
 	}
 }
 
-func TestTopicsMustBeAlike(t *testing.T) {
-	seeds := kafkatest.Cluster(t, kafkatest.Topic{Name: topics.Requests(), Partitions: 3}, kafkatest.Topic{Name: topics.Journal(), Partitions: 4})
-	if _, err := New(within(t, 10*time.Second), Config{Brokers: seeds}); err == nil || !strings.Contains(err.Error(), "4 and 3") {
+func TestTopicsMustBeAlike(t *testing.T) { kafkatest.Each(t, testTopicsMustBeAlike) }
+
+func testTopicsMustBeAlike(t *testing.T, b *kafkatest.Broker) {
+	three, four := b.Topics().Specs(3, 1), b.Topics().Specs(4, 1)
+	for i := range three {
+		if three[i].Short == schemas.TopicJournal {
+			b.Create(t, four[i])
+		} else {
+			b.Create(t, three[i])
+		}
+	}
+	if _, err := New(within(t, 10*time.Second), Config{Brokers: b.Seeds, Topics: b.Topics()}); err == nil || !strings.Contains(err.Error(), "4 and 3") {
 		t.Errorf("expected an error that names the numbers of partitions, but got %v", err)
 	}
 }
 
 // Who gives up a batch does not ask for the answers any more.
-func TestBegunAndForgotten(t *testing.T) {
-	w := newWorld(t) // the scheduler does not run, so nothing is answered
+func TestBegunAndForgotten(t *testing.T) { kafkatest.Each(t, testBegunAndForgotten) }
+
+func testBegunAndForgotten(t *testing.T, b *kafkatest.Broker) {
+	w := newWorld(t, b) // the scheduler does not run, so nothing is answered
 	c, _ := w.open(Config{InFlightMax: 2})
 	ctx, cancel := context.WithCancel(t.Context())
 	for i := range 2 {
@@ -381,13 +418,14 @@ func TestBegunAndForgotten(t *testing.T) {
 
 // A broker that drops connections for a while delays answers, and loses none.
 func TestDroppedConnectionsLoseNothing(t *testing.T) {
-	w := newWorld(t)
+	b := kafkatest.Memory(t)
+	w := newWorld(t, b)
 	w.run()
 	c, _ := w.open(Config{})
 	var drops atomic.Int32
 	for _, request := range []kmsg.Key{kmsg.Fetch, kmsg.Produce} {
-		w.kafka.ControlKey(int16(request), func(kmsg.Request) (kmsg.Response, error, bool) {
-			w.kafka.KeepControl()
+		b.Fake.ControlKey(int16(request), func(kmsg.Request) (kmsg.Response, error, bool) {
+			b.Fake.KeepControl()
 			if n := drops.Add(1); n%4 == 0 && n < 60 {
 				return nil, errors.New("drop the connection"), true
 			}

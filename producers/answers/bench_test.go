@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 )
 
@@ -17,7 +18,7 @@ import (
 func BenchmarkDo(b *testing.B) {
 	for _, concurrency := range []int{1, 256} {
 		b.Run(fmt.Sprint("concurrency=", concurrency), func(b *testing.B) {
-			w := newWorld(b)
+			w := newWorld(b, kafkatest.Memory(b))
 			w.run()
 			c, _ := w.open(Config{})
 			var n atomic.Int64
@@ -46,7 +47,7 @@ func BenchmarkDo(b *testing.B) {
 }
 
 func BenchmarkBegin(b *testing.B) {
-	w := newWorld(b)
+	w := newWorld(b, kafkatest.Memory(b))
 	w.run()
 	c, _ := w.open(Config{})
 	n := 0
@@ -137,15 +138,15 @@ func BenchmarkTake(b *testing.B) {
 
 // BenchmarkTail is the same with the Kafka client, which fetches and decodes the batches.
 func BenchmarkTail(b *testing.B) {
-	w := newWorld(b)
+	w := newWorld(b, kafkatest.Memory(b))
 	records := history(100_000)
 	for _, rec := range records {
-		rec.Topic, rec.Partition = topics.Journal(), 0
+		rec.Topic, rec.Partition = w.topics.Journal(), 0
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
-		reader, err := kgo.NewClient(kgo.SeedBrokers(w.seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topics.Journal(): {0: kgo.NewOffset().At(0)}}))
+		reader, err := kgo.NewClient(kgo.SeedBrokers(w.seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{w.topics.Journal(): {0: kgo.NewOffset().At(0)}}))
 		if err != nil {
 			b.Fatal(err)
 		}

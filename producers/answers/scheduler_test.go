@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -19,12 +18,10 @@ import (
 
 const partitions = 4
 
-var topics schemas.Topics
-
 // world is a Kafka with a scheduler that answers what the test tells it to.
 type world struct {
 	t      testing.TB
-	kafka  *kfake.Cluster
+	topics schemas.Topics
 	seeds  []string
 	client *kgo.Client
 	// answer makes the events for a command; nil: one that is accepted.
@@ -35,11 +32,10 @@ type world struct {
 	places map[operation.ID]operation.Place // of the first event of each
 }
 
-func newWorld(t testing.TB) *world {
-	w := &world{t: t, places: make(map[operation.ID]operation.Place)}
-	w.kafka = kafkatest.Start(t, kafkatest.Topic{Name: topics.Requests(), Partitions: partitions}, kafkatest.Topic{Name: topics.Journal(), Partitions: partitions})
-	w.seeds = w.kafka.ListenAddrs()
-	w.client = kafkatest.Client(t, w.seeds, kgo.ConsumeTopics(topics.Requests()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
+func newWorld(t testing.TB, b *kafkatest.Broker) *world {
+	w := &world{t: t, seeds: b.Seeds, topics: b.Topics(), places: make(map[operation.ID]operation.Place)}
+	b.Create(t, w.topics.Specs(partitions, 1)...)
+	w.client = kafkatest.Client(t, w.seeds, kgo.ConsumeTopics(w.topics.Requests()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	return w
 }
@@ -106,7 +102,7 @@ func (w *world) appendVoid(partition int32, event operation.Event) {
 }
 
 func (w *world) produce(rec *kgo.Record, partition int32) {
-	rec.Topic, rec.Partition = topics.Journal(), partition
+	rec.Topic, rec.Partition = w.topics.Journal(), partition
 	w.client.Produce(context.Background(), rec, func(r *kgo.Record, err error) {
 		if err != nil && !errors.Is(err, kgo.ErrClientClosed) {
 			w.t.Errorf("append to the journal: %v", err)
@@ -134,7 +130,7 @@ func accepted(cmd *operation.Command) operation.Event {
 // open starts a client. It runs until the test ends, or until the function that is returned is called.
 func (w *world) open(cfg Config) (c *Client, stop func() error) {
 	w.t.Helper()
-	cfg.Brokers = w.seeds
+	cfg.Brokers, cfg.Topics = w.seeds, w.topics
 	c, err := New(within(w.t, 10*time.Second), cfg)
 	if err != nil {
 		w.t.Fatal(err)
