@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,11 +19,10 @@ import (
 
 const journalPartitions = 4
 
-// rig is a broker in memory, in virtual time, and the part of a scheduler that a worker sees: it reads heartbeats and
-// reports, and fills inboxes.
+// rig is a broker and the part of a scheduler that a worker sees: it reads heartbeats and reports, and fills inboxes.
 type rig struct {
 	t       testing.TB
-	cluster *kfake.Cluster
+	cluster *kfake.Cluster // to inject faults; nil on Apache Kafka
 	opts    []kgo.Opt
 	client  *kgo.Client
 	begin   time.Time
@@ -66,42 +66,73 @@ func (r report) String() string {
 	return s
 }
 
+// onBoth runs f on a broker in memory in a synctest bubble, and on Apache Kafka in real time. f must stop its workers, and must not
+// depend on the order of reports in different partitions.
+func onBoth(t *testing.T, f func(t *testing.T, r *rig)) {
+	t.Helper()
+	t.Run("memory", func(t *testing.T) { inBubble(t, f) })
+	t.Run("kafka", func(t *testing.T) { onReal(t, f) })
+}
+
 // inRig runs f in a synctest bubble, with a rig that is gone when f returns. f must stop its workers.
 func inRig(t *testing.T, f func(t *testing.T, r *rig)) {
 	t.Helper()
+	kafkatest.MemoryOnly(t)
+	inBubble(t, f)
+}
+
+func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var network kfake.VirtualNetwork
-		r := newRig(t, []kfake.Opt{kfake.ListenFn(network.Listen), kfake.Ports(9092)}, kgo.Dialer(network.DialContext))
-		defer r.close()
-		f(t, r)
+		f(t, newRig(t, []kfake.Opt{kfake.ListenFn(network.Listen), kfake.Ports(9092)}, kgo.Dialer(network.DialContext)))
 	})
 }
 
+func onReal(t *testing.T, f func(t *testing.T, r *rig)) {
+	t.Helper()
+	b := kafkatest.OnReal(t, kafkatest.Real(t))
+	for _, s := range b.Topics().Specs(journalPartitions, 3) {
+		if s.Short == schemas.TopicInboxes || s.Short == schemas.TopicSessions || s.Short == schemas.TopicReports {
+			b.Create(t, s)
+		}
+	}
+	r := &rig{t: t, topics: b.Topics()}
+	r.connect(b.Seeds)
+	f(t, r)
+}
+
+// newRig starts a broker in memory, which is gone with the test.
 func newRig(t testing.TB, cluster []kfake.Opt, client ...kgo.Opt) *rig {
 	t.Helper()
-	r := &rig{t: t, begin: time.Now(), beats: make(chan beat, 10_000), reports: make(chan report, 10_000)}
+	r := &rig{t: t}
 	var err error
 	if r.cluster, err = kfake.NewCluster(append(cluster, kfake.NumBrokers(1))...); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(r.cluster.Close)
 	for name, n := range map[string]int32{r.topics.Inboxes(): 3, r.topics.Sessions(): 1, r.topics.Reports(): journalPartitions} {
 		if err := r.cluster.CreateTopic(name, n, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r.opts = append([]kgo.Opt{kgo.SeedBrokers(r.cluster.ListenAddrs()...), kgo.DisableClientMetrics(), kgo.MetadataMinAge(50 * time.Millisecond), kgo.ProducerLinger(0)}, client...)
-	r.client, err = kgo.NewClient(append(r.opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ConsumeTopics(r.topics.Sessions(), r.topics.Reports()),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go r.read()
+	r.connect(r.cluster.ListenAddrs(), client...)
 	return r
 }
 
-func (r *rig) close() {
-	r.client.Close()
-	r.cluster.Close()
+// connect begins to read what workers write.
+func (r *rig) connect(seeds []string, client ...kgo.Opt) {
+	r.t.Helper()
+	r.begin, r.beats, r.reports = time.Now(), make(chan beat, 10_000), make(chan report, 10_000)
+	r.opts = append([]kgo.Opt{kgo.SeedBrokers(seeds...), kgo.DisableClientMetrics(), kgo.MetadataMinAge(50 * time.Millisecond), kgo.ProducerLinger(0)}, client...)
+	var err error
+	r.client, err = kgo.NewClient(append(r.opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ConsumeTopics(r.topics.Sessions(), r.topics.Reports()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(r.client.Close)
+	go r.read()
 }
 
 func (r *rig) read() {
@@ -132,7 +163,7 @@ func (r *rig) read() {
 // start runs a worker and returns how to stop it, which waits for its end.
 func (r *rig) start(cfg Config) (*Worker, func() time.Duration) {
 	r.t.Helper()
-	cfg.Opts = append(cfg.Opts, r.opts...)
+	cfg.Opts, cfg.Topics = append(cfg.Opts, r.opts...), r.topics
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -204,9 +235,12 @@ func (r *rig) expect(want ...string) []report {
 	return got
 }
 
-// silence checks that nothing is reported for a while.
+// silence checks that nothing is reported for a while, which is a short one where time is real.
 func (r *rig) silence(d time.Duration) {
 	r.t.Helper()
+	if r.cluster == nil {
+		d = min(d, time.Second)
+	}
 	select {
 	case c := <-r.reports:
 		r.t.Errorf("expected no report for %s, but got %q", d, c)

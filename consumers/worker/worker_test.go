@@ -22,7 +22,7 @@ import (
 )
 
 func TestSuccess(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		w, stop := r.start(Config{Pool: "p", Version: "v1", Handlers: handlers(func(_ context.Context, op *Operation) (any, error) {
 			var in struct{ N int }
 			if err := op.Decode(&in); err != nil {
@@ -110,7 +110,7 @@ func TestOutcomes(t *testing.T) {
 		{"yield-no-json", nil, YieldFor("", func() {}), "fail failure=invalid_result class=fail"},
 		{"yield-large", nil, YieldFor("", strings.Repeat("x", schemas.MaxCheckpointBytes)), "fail failure=result_too_large class=fail"},
 	}
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		_, stop := r.start(Config{Handlers: handlers(func(_ context.Context, op *Operation) (any, error) {
 			for _, c := range cases {
 				if c.name == string(op.ID) {
@@ -134,7 +134,7 @@ func TestOutcomes(t *testing.T) {
 }
 
 func TestPanicIsAFailure(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		_, stop := r.start(Config{Slots: 1, Handlers: handlers(func(_ context.Context, op *Operation) (any, error) {
 			switch op.ID {
 			case "panic":
@@ -159,7 +159,7 @@ func TestPanicIsAFailure(t *testing.T) {
 }
 
 func TestDuplicates(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		release := make(chan struct{})
 		var ran atomic.Int64
 		w, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) {
@@ -192,7 +192,7 @@ func TestDuplicates(t *testing.T) {
 }
 
 func TestOthersInboxIsNotOurs(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		_, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
 		defer stop()
 		hb := r.beat()
@@ -211,7 +211,7 @@ func untilEnd(f func(op *Operation, cause error) (any, error)) HandlerFunc {
 }
 
 func TestCancelAndPause(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		var cause atomic.Value
 		_, stop := r.start(Config{Handlers: handlers(untilEnd(func(op *Operation, err error) (any, error) {
 			cause.Store(err)
@@ -264,7 +264,7 @@ func TestCancelAndPause(t *testing.T) {
 
 // A cancel that comes before its item keeps the item from starting, however late it is.
 func TestCancelBeforeTheItem(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		_, stop := r.start(Config{Handlers: handlers(func(_ context.Context, op *Operation) (any, error) {
 			t.Errorf("expected %s not to run", op.ID)
 			return nil, nil
@@ -737,8 +737,11 @@ func TestStopWaitsForWhatIsUnderWay(t *testing.T) {
 // What comes while the worker stops is given back; the worker leaves though a handler does not return.
 func TestStopWithADeafHandler(t *testing.T) {
 	// In real time: Watermill's router holds a mutex while it closes, and virtual time stands still meanwhile.
-	r := newRig(t, nil)
-	defer r.close()
+	t.Run("memory", func(t *testing.T) { testStopWithADeafHandler(t, newRig(t, nil)) })
+	t.Run("kafka", func(t *testing.T) { onReal(t, testStopWithADeafHandler) })
+}
+
+func testStopWithADeafHandler(t *testing.T, r *rig) {
 	release := make(chan struct{})
 	returned := make(chan struct{})
 	_, stop := r.start(Config{StopGrace: 300 * time.Millisecond, ReturnGrace: 100 * time.Millisecond, Handlers: handlers(func(context.Context, *Operation) (any, error) {
@@ -778,7 +781,7 @@ func TestStopWithoutABroker(t *testing.T) {
 
 // An item that is sent the moment the first heartbeat is read is not lost.
 func TestFirstItem(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		for i := range 20 {
 			_, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
 			hb := r.beatWhere("of a new session", func(b beat) bool { return b.Sequence == 1 })
@@ -807,7 +810,7 @@ func TestHeartbeatsAreRegular(t *testing.T) {
 }
 
 func TestMiddleware(t *testing.T) {
-	inRig(t, func(t *testing.T, r *rig) {
+	onBoth(t, func(t *testing.T, r *rig) {
 		var calls atomic.Int64
 		var seen atomic.Value
 		note := func(next message.HandlerFunc) message.HandlerFunc {

@@ -26,6 +26,7 @@ var memoryOnly = map[string]string{
 	"TestTimeLimitIsTheDeadline":            "measures moments, in virtual time",
 	"TestStuckHandler":                      "measures moments, in virtual time",
 	"TestAllStuckIsDraining":                "measures moments, in virtual time",
+	"TestProgressAndCheckpoint":             "measures moments, in virtual time",
 	"TestSaveCheckpointWaits":               "makes the broker refuse appends",
 	"TestReportsAreSentUntilTheyAreWritten": "makes the broker refuse appends",
 	"TestLeaseLost":                         "makes the broker refuse appends",
