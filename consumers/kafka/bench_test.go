@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/consumers/kafka"
+	"github.com/opstream/opstream/internal/kafkatest"
 )
 
 var payload = string(make([]byte, 256))
@@ -15,7 +16,7 @@ var payload = string(make([]byte, 256))
 // what the adapter costs.
 func BenchmarkPublish(b *testing.B) {
 	const batch = 100
-	seeds := brokers(b)
+	seeds := kafkatest.Memory(b).Seeds
 	b.Run("adapter", func(b *testing.B) {
 		topic := newTopic(b, seeds, 4)
 		pub := publisher(b, seeds)
@@ -50,7 +51,7 @@ func BenchmarkPublish(b *testing.B) {
 }
 
 func BenchmarkConsume(b *testing.B) {
-	seeds := brokers(b)
+	seeds := kafkatest.Memory(b).Seeds
 	filled := func(b *testing.B) string {
 		topic := newTopic(b, seeds, 4)
 		pub := publisher(b, seeds)

@@ -10,20 +10,24 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/internal/kafkatest"
+	"github.com/opstream/opstream/schemas"
 )
 
-// These tests look at what the API does not show. They need no real Kafka: the client behaves alike.
+// These tests look at what the API does not show.
 
-func fakeTopic(t *testing.T, partitions int32) ([]string, string) {
+// onTopic runs a test with a topic in memory and on Apache Kafka, beside other tests.
+func onTopic(t *testing.T, partitions int32, f func(t *testing.T, seeds []string, topic string)) {
 	t.Helper()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, "topic"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	return cluster.ListenAddrs(), "topic"
+	t.Parallel()
+	kafkatest.Each(t, func(t *testing.T, b *kafkatest.Broker) {
+		t.Parallel()
+		spec := schemas.Spec{Name: b.Prefix + "topic", Partitions: partitions, MaxBytes: 1 << 20}
+		b.Create(t, spec)
+		f(t, b.Seeds, spec.Name)
+	})
 }
 
 func startSubscription(t *testing.T, config SubscriberConfig, topic string) *subscription {
@@ -79,8 +83,10 @@ func receiveFrom(t *testing.T, s *subscription) *message.Message {
 }
 
 func TestASlowPartitionIsPausedAndResumed(t *testing.T) {
-	t.Parallel()
-	seeds, topic := fakeTopic(t, 1)
+	onTopic(t, 1, testASlowPartitionIsPausedAndResumed)
+}
+
+func testASlowPartitionIsPausedAndResumed(t *testing.T, seeds []string, topic string) {
 	const total, limit = 3000, 64 << 10 // about 3 MB in all, a fetch is at most the limit
 	var payloads []string
 	for i := range total {
@@ -89,7 +95,7 @@ func TestASlowPartitionIsPausedAndResumed(t *testing.T) {
 	for i := 0; i < total; i += 20 { // small batches, because the broker answers with whole ones
 		publishTo(t, seeds, topic, payloads[i:i+20]...)
 	}
-	s := startSubscription(t, SubscriberConfig{Seeds: seeds, Group: "group", BufferBytes: limit}, topic)
+	s := startSubscription(t, SubscriberConfig{Seeds: seeds, Group: "group-" + topic, BufferBytes: limit}, topic)
 
 	switches, most, paused := 0, 0, false
 	for i := range total {
@@ -116,8 +122,10 @@ func TestASlowPartitionIsPausedAndResumed(t *testing.T) {
 }
 
 func TestNewPartitionsAreFoundFromTheirBeginning(t *testing.T) {
-	t.Parallel()
-	seeds, topic := fakeTopic(t, 1)
+	onTopic(t, 1, testNewPartitionsAreFoundFromTheirBeginning)
+}
+
+func testNewPartitionsAreFoundFromTheirBeginning(t *testing.T, seeds []string, topic string) {
 	publishTo(t, seeds, topic, "old")
 	s, err := newSubscription(context.Background(), SubscriberConfig{Seeds: seeds, StartAt: Latest}.withDefaults(), topic)
 	if err != nil {

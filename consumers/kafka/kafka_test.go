@@ -8,22 +8,17 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/consumers/kafka"
+	"github.com/opstream/opstream/internal/kafkatest"
 )
-
-// brokersEnv names the brokers of a real Kafka for all tests of this package, as host:port,host:port. Without it each test has a
-// broker of its own in the process.
-const brokersEnv = "OPSTREAM_TEST_BROKERS"
 
 // restartFlag makes the test binary a command that restarts the broker of the test process that started it: see reconnect_test.go.
 var restartFlag = flag.String("restart-broker-at", "", "address of the test that is to restart its broker")
@@ -50,18 +45,14 @@ func askForRestart(address string) int {
 	return 0
 }
 
-// brokers returns the seeds of a broker for this test.
-func brokers(t testing.TB) []string {
+// onBoth runs a test on a broker in memory and on Apache Kafka, beside other tests.
+func onBoth(t *testing.T, f func(t *testing.T, seeds []string)) {
 	t.Helper()
-	if addresses := os.Getenv(brokersEnv); addresses != "" {
-		return strings.Split(addresses, ",")
-	}
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	return cluster.ListenAddrs()
+	t.Parallel()
+	kafkatest.Each(t, func(t *testing.T, b *kafkatest.Broker) {
+		t.Parallel()
+		f(t, b.Seeds)
+	})
 }
 
 // quick are client options for tests with many members: groups settle at once.
@@ -146,7 +137,7 @@ func publish(t testing.TB, p message.Publisher, topic string, messages ...*messa
 	}
 }
 
-const patience = 20 * time.Second // for what should take milliseconds, on a loaded machine
+const patience = time.Minute // for what should take milliseconds, or a restart of the broker, on a loaded machine
 
 // receive returns the next message, or fails the test.
 func receive(t testing.TB, messages <-chan *message.Message) *message.Message {

@@ -108,9 +108,9 @@ func (r *recording) Publish(topic string, messages ...*message.Message) error {
 func (r *recording) Close() error { return nil }
 
 // Whole chain, in the order that doc.go recommends, on a broker.
-func TestPoisonAfterRetryWithItsPlace(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestPoisonAfterRetryWithItsPlace(t *testing.T) { onBoth(t, testPoisonAfterRetryWithItsPlace) }
+
+func testPoisonAfterRetryWithItsPlace(t *testing.T, seeds []string) {
 	topic, deadTopic := newTopic(t, seeds, 1), newTopic(t, seeds, 1)
 	pub := publisher(t, seeds)
 	sub := subscriber(t, kafka.SubscriberConfig{Seeds: seeds, Group: "group-" + topic})

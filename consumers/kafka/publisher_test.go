@@ -17,9 +17,9 @@ import (
 	"github.com/opstream/opstream/consumers/kafka"
 )
 
-func TestPublishErrorsNameTheMessage(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestPublishErrorsNameTheMessage(t *testing.T) { onBoth(t, testPublishErrorsNameTheMessage) }
+
+func testPublishErrorsNameTheMessage(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	pub := publisher(t, seeds)
 	ended, end := context.WithCancelCause(context.Background())
@@ -80,8 +80,10 @@ func TestPublishGivesUpOnABrokerThatIsNotThere(t *testing.T) {
 }
 
 func TestPartitionKeyKeepsMessagesTogether(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+	onBoth(t, testPartitionKeyKeepsMessagesTogether)
+}
+
+func testPartitionKeyKeepsMessagesTogether(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 8)
 	client, err := kgo.NewClient(kgo.SeedBrokers(seeds...))
 	if err != nil {

@@ -1,7 +1,6 @@
 package kafka_test
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +31,10 @@ func TestPubSubOnePartition(t *testing.T) {
 }
 
 func TestPubSubOnePartitionSingleSubscriber(t *testing.T) {
-	seeds := brokers(t)
+	onBoth(t, testPubSubOnePartitionSingleSubscriber)
+}
+
+func testPubSubOnePartitionSingleSubscriber(t *testing.T, seeds []string) {
 	features := tests.Features{ConsumerGroups: true, Persistent: true, GuaranteedOrder: true, GuaranteedOrderWithSingleSubscriber: true}
 	v := variant{partitions: 1, grouped: true}
 	tests.TestPublishSubscribeInOrder(t, tests.TestContext{TestID: tests.NewTestID(), Features: features}, v.constructor(seeds))
@@ -48,10 +50,11 @@ type variant struct {
 }
 
 func suite(t *testing.T, features tests.Features, v variant) {
-	t.Parallel()
-	seeds := brokers(t)
-	tests.TestPubSub(t, features, v.constructor(seeds), func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-		return v.pubSub(t, seeds, group)
+	t.Helper()
+	onBoth(t, func(t *testing.T, seeds []string) {
+		tests.TestPubSub(t, features, v.constructor(seeds), func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
+			return v.pubSub(t, seeds, group)
+		})
 	})
 }
 
@@ -73,12 +76,4 @@ func (v variant) pubSub(t *testing.T, seeds []string, group string) (message.Pub
 		Partitions:   v.partitions,
 		DrainTimeout: time.Second,
 	})
-}
-
-func realBrokers(t *testing.T) []string {
-	value := os.Getenv(brokersEnv)
-	if value == "" {
-		t.Skipf("NOT RUN: this test needs a real Kafka. Start one (one node is enough) and set %s=host:port", brokersEnv)
-	}
-	return strings.Split(value, ",")
 }

@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,19 +15,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/opstream/opstream/consumers/kafka"
+	"github.com/opstream/opstream/internal/kafkatest"
 )
 
-// restartEnv holds the command, with its arguments separated by spaces, that restarts the real Kafka of brokersEnv and
-// returns.
-const restartEnv = "OPSTREAM_TEST_RESTART_COMMAND"
-
-func TestPubSubReconnectsToRealKafka(t *testing.T) {
-	seeds := realBrokers(t)
-	command := strings.Fields(os.Getenv(restartEnv))
-	if len(command) == 0 {
-		t.Skipf("NOT RUN: %s is set, but not the command that restarts it. Set %s to one that stops Kafka, starts it again and returns", brokersEnv, restartEnv)
-	}
-	reconnect(t, seeds, command)
+func TestPubSubReconnectsToApacheKafka(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.StartLocal(t, 1)
+	reconnect(t, broker.Seeds(), broker.RestartCommand(t, 1))
 }
 
 // TestPubSubReconnects restarts a broker in this process, with its data on disk. Watermill wants a command for that, so the test
@@ -65,10 +58,25 @@ func TestPubSubReconnects(t *testing.T) {
 // TestNothingIsLostWhenTheBrokerRestarts is our own and smaller TestReconnect, which runs under the race detector too.
 func TestNothingIsLostWhenTheBrokerRestarts(t *testing.T) {
 	t.Parallel()
-	broker := newRestartable(t)
-	topic := newTopic(t, broker.seeds, 4)
-	pub := publisher(t, broker.seeds)
-	messages := subscribe(t, subscriber(t, kafka.SubscriberConfig{Seeds: broker.seeds, Group: "group"}), topic)
+	t.Run("memory", func(t *testing.T) {
+		broker := newRestartable(t)
+		testNothingIsLostWhenTheBrokerRestarts(t, broker.seeds, broker.restart)
+	})
+	t.Run("kafka", func(t *testing.T) {
+		broker := kafkatest.StartLocal(t, 1)
+		testNothingIsLostWhenTheBrokerRestarts(t, broker.Seeds(), func() error {
+			if err := broker.Kill(1); err != nil {
+				return err
+			}
+			return broker.Start(1)
+		})
+	})
+}
+
+func testNothingIsLostWhenTheBrokerRestarts(t *testing.T, seeds []string, restart func() error) {
+	topic := newTopic(t, seeds, 4)
+	pub := publisher(t, seeds)
+	messages := subscribe(t, subscriber(t, kafka.SubscriberConfig{Seeds: seeds, Group: "group"}), topic)
 
 	const total = 600
 	sent := numbered(0, total)
@@ -76,7 +84,7 @@ func TestNothingIsLostWhenTheBrokerRestarts(t *testing.T) {
 	publishing.Go(func() {
 		for i := 0; i < total; i += 10 {
 			if i == total/3 || i == total/2 {
-				if err := broker.restart(); err != nil {
+				if err := restart(); err != nil {
 					t.Error(err)
 					return
 				}

@@ -19,8 +19,10 @@ import (
 // Two members share a topic; one joins while the other works, and the first leaves in the middle. What was acknowledged must not
 // come again, and what was not must.
 func TestRebalanceLosesAndRepeatsNothing(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+	onBoth(t, testRebalanceLosesAndRepeatsNothing)
+}
+
+func testRebalanceLosesAndRepeatsNothing(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 4)
 	group := "group-" + topic
 	pub := publisher(t, seeds)
@@ -119,9 +121,9 @@ func TestRebalanceLosesAndRepeatsNothing(t *testing.T) {
 	}
 }
 
-func TestNackKeepsTheOrder(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestNackKeepsTheOrder(t *testing.T) { onBoth(t, testNackKeepsTheOrder) }
+
+func testNackKeepsTheOrder(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	publish(t, publisher(t, seeds), topic, numbered(0, 9)...)
 	messages := subscribe(t, subscriber(t, kafka.SubscriberConfig{Seeds: seeds, Group: "group-" + topic}), topic)
@@ -162,8 +164,10 @@ func (m refusing) Unmarshal(r *kgo.Record) (*message.Message, error) {
 }
 
 func TestUndecodableRecordsArePassedOver(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+	onBoth(t, testUndecodableRecordsArePassedOver)
+}
+
+func testUndecodableRecordsArePassedOver(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	group := "group-" + topic
 	publish(t, publisher(t, seeds), topic, newMessage("bad 0"), newMessage("good 1"), newMessage("bad 2"), newMessage("good 3"), newMessage("bad 4"))
@@ -198,9 +202,9 @@ func TestUndecodableRecordsArePassedOver(t *testing.T) {
 }
 
 // A member that holds a message in each of four partitions must give two of them to a member that joins.
-func TestRevokingEndsContexts(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestRevokingEndsContexts(t *testing.T) { onBoth(t, testRevokingEndsContexts) }
+
+func testRevokingEndsContexts(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 4)
 	group := "group-" + topic
 	pub := publisher(t, seeds)
@@ -252,9 +256,9 @@ func TestRevokingEndsContexts(t *testing.T) {
 	}
 }
 
-func TestCloseGivesUpABlockedHandler(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestCloseGivesUpABlockedHandler(t *testing.T) { onBoth(t, testCloseGivesUpABlockedHandler) }
+
+func testCloseGivesUpABlockedHandler(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	config := kafka.SubscriberConfig{Seeds: seeds, Group: "group-" + topic, DrainTimeout: 200 * time.Millisecond}
 	publish(t, publisher(t, seeds), topic, numbered(0, 3)...)
@@ -301,9 +305,9 @@ func TestCloseGivesUpABlockedHandler(t *testing.T) {
 	}
 }
 
-func TestCloseWaitsForTheMessageInHand(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestCloseWaitsForTheMessageInHand(t *testing.T) { onBoth(t, testCloseWaitsForTheMessageInHand) }
+
+func testCloseWaitsForTheMessageInHand(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	group := "group-" + topic
 	publish(t, publisher(t, seeds), topic, numbered(0, 3)...)
@@ -337,8 +341,10 @@ type recordedKey struct{}
 
 // While one member drains, another joins: the rebalance must wait for the messages in hand as well.
 func TestNobodyGetsWhatAClosingMemberHasInHand(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+	onBoth(t, testNobodyGetsWhatAClosingMemberHasInHand)
+}
+
+func testNobodyGetsWhatAClosingMemberHasInHand(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 2)
 	group := "group-" + topic
 	publish(t, publisher(t, seeds), topic, spread(numbered(0, 50))...)
@@ -371,9 +377,9 @@ func TestNobodyGetsWhatAClosingMemberHasInHand(t *testing.T) {
 	}
 }
 
-func TestWithoutGroupFromLatest(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestWithoutGroupFromLatest(t *testing.T) { onBoth(t, testWithoutGroupFromLatest) }
+
+func testWithoutGroupFromLatest(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 3)
 	pub := publisher(t, seeds)
 	publish(t, pub, topic, numbered(0, 50)...)
@@ -390,9 +396,9 @@ func TestWithoutGroupFromLatest(t *testing.T) {
 	}
 }
 
-func TestGroupFromLatestBeginsAtTheEnd(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestGroupFromLatestBeginsAtTheEnd(t *testing.T) { onBoth(t, testGroupFromLatestBeginsAtTheEnd) }
+
+func testGroupFromLatestBeginsAtTheEnd(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 1)
 	group := "group-" + topic
 	pub := publisher(t, seeds)
@@ -416,9 +422,9 @@ func TestGroupFromLatestBeginsAtTheEnd(t *testing.T) {
 	}
 }
 
-func TestSubscribeInitialize(t *testing.T) {
-	t.Parallel()
-	seeds := brokers(t)
+func TestSubscribeInitialize(t *testing.T) { onBoth(t, testSubscribeInitialize) }
+
+func testSubscribeInitialize(t *testing.T, seeds []string) {
 	topic := newTopic(t, seeds, 3)
 	if n := partitions(t, seeds, topic); n != 3 {
 		t.Errorf("expected 3 partitions, but there are %d", n)

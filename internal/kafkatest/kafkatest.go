@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +57,7 @@ func inMemory(t testing.TB) *Broker {
 	return &Broker{Seeds: fake.ListenAddrs(), Prefix: "test.", Fake: fake}
 }
 
-// OnReal is Apache Kafka at these seeds, as one test uses it.
+// OnReal is Apache Kafka at these seeds, as one test uses it: the topics with its prefix are deleted with the test.
 func OnReal(t testing.TB, seeds []string) *Broker {
 	t.Helper()
 	name := strings.Map(func(r rune) rune {
@@ -65,19 +66,20 @@ func OnReal(t testing.TB, seeds []string) *Broker {
 		}
 		return '-'
 	}, t.Name())
-	return &Broker{Seeds: seeds, Real: true, Prefix: name[:min(len(name), 100)] + "-" + rand.Text()[:8] + "."}
+	b := &Broker{Seeds: seeds, Real: true, Prefix: name[:min(len(name), 100)] + "-" + rand.Text()[:8] + "."}
+	t.Cleanup(func() { b.clear(t) })
+	return b
 }
 
 // Topics are the topics of an installation that is the test's own. They are not there yet.
 func (b *Broker) Topics() schemas.Topics { return schemas.Topics{Prefix: b.Prefix} }
 
-// Create creates topics as an installation has them, and waits until each partition has a leader. They are deleted with the test.
+// Create creates topics as an installation has them, and waits until each partition has a leader.
 func (b *Broker) Create(t testing.TB, specs ...schemas.Spec) {
 	t.Helper()
 	admin := kadm.NewClient(Client(t, b.Seeds))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	var names []string
 	for _, s := range specs {
 		config := map[string]*string{}
 		for k, v := range s.Config() {
@@ -86,10 +88,6 @@ func (b *Broker) Create(t testing.TB, specs ...schemas.Spec) {
 		if _, err := admin.CreateTopic(ctx, s.Partitions, -1, config, s.Name); err != nil {
 			t.Fatalf("create topic %q with %d partitions: %v", s.Name, s.Partitions, err)
 		}
-		names = append(names, s.Name)
-	}
-	if b.Real {
-		t.Cleanup(func() { b.remove(t, names) })
 	}
 	for _, s := range specs {
 		for !led(ctx, t, admin, s) {
@@ -119,8 +117,8 @@ func led(ctx context.Context, t testing.TB, admin *kadm.Client, s schemas.Spec) 
 	return n == s.Partitions
 }
 
-// remove makes room for other tests. What is left takes only space.
-func (b *Broker) remove(t testing.TB, topics []string) {
+// clear makes room for other tests. What is left takes only space.
+func (b *Broker) clear(t testing.TB) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(b.Seeds...))
 	if err != nil {
 		t.Error(err)
@@ -129,7 +127,13 @@ func (b *Broker) remove(t testing.TB, topics []string) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), reachLimit)
 	defer cancel()
-	if _, err := kadm.NewClient(client).DeleteTopics(ctx, topics...); err != nil {
+	admin := kadm.NewClient(client)
+	all, err := admin.ListTopics(ctx)
+	if err == nil {
+		mine := slices.DeleteFunc(all.Names(), func(name string) bool { return !strings.HasPrefix(name, b.Prefix) })
+		_, err = admin.DeleteTopics(ctx, mine...)
+	}
+	if err != nil {
 		t.Logf("the topics of the test stay on the broker: %v", err)
 	}
 }

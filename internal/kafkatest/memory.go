@@ -19,6 +19,10 @@ var memoryOnly = map[string]string{
 	"BenchmarkBegin":                    "measures the client",
 	"BenchmarkTail":                     "measures the client",
 
+	// consumers/kafka
+	"BenchmarkPublish": "measures the adapter",
+	"BenchmarkConsume": "measures the adapter",
+
 	// consumers/worker
 	"TestStartIsAnnounced":                  "measures moments, in virtual time",
 	"TestQueue":                             "measures moments, in virtual time",

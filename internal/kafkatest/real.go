@@ -157,27 +157,21 @@ var locals sync.Map
 func (l *Local) Seeds() []string { return l.seeds }
 
 // Kill kills broker n, from 1 on, with SIGKILL, and returns when it has ended.
-func (l *Local) Kill(t testing.TB, n int) {
-	t.Helper()
-	if _, err := script(stopLimit, nil, "stop", "--kill", "--broker", strconv.Itoa(n), l.dir); err != nil {
-		t.Fatal(err)
-	}
+func (l *Local) Kill(n int) error {
+	_, err := script(stopLimit, nil, "stop", "--kill", "--broker", strconv.Itoa(n), l.dir)
+	return err
 }
 
 // Stop stops broker n as an operator would.
-func (l *Local) Stop(t testing.TB, n int) {
-	t.Helper()
-	if _, err := script(stopLimit, nil, "stop", "--broker", strconv.Itoa(n), l.dir); err != nil {
-		t.Fatal(err)
-	}
+func (l *Local) Stop(n int) error {
+	_, err := script(stopLimit, nil, "stop", "--broker", strconv.Itoa(n), l.dir)
+	return err
 }
 
 // Start starts broker n again, with the address and the data that it had, and returns when it serves.
-func (l *Local) Start(t testing.TB, n int) {
-	t.Helper()
-	if _, err := script(startLimit, nil, "start-broker", l.dir, strconv.Itoa(n)); err != nil {
-		t.Fatal(err)
-	}
+func (l *Local) Start(n int) error {
+	_, err := script(startLimit, nil, "start-broker", l.dir, strconv.Itoa(n))
+	return err
 }
 
 // RestartCommand is a command that stops broker n, starts it again, and returns.
