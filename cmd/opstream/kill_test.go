@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,6 +29,7 @@ import (
 	"github.com/opstream/opstream/producers"
 	"github.com/opstream/opstream/projections"
 	"github.com/opstream/opstream/projections/projector"
+	"github.com/opstream/opstream/schemas"
 )
 
 // daemon is an opstream process that dies and is started again, with the same arguments and so at the same addresses.
@@ -143,7 +143,8 @@ func (d *daemon) exits(within time.Duration) (code int, took time.Duration) {
 // installation is a service that runs somewhere, and what the test has asked of it and seen of it.
 type installation struct {
 	t       testing.TB
-	broker  string
+	broker  string // host:port, or several with commas
+	topics  schemas.Topics
 	url     string
 	tables  string
 	parts   []*daemon
@@ -219,7 +220,7 @@ func (in *installation) start() *installation {
 	}
 	var err error
 	in.crm, err = producers.New(producers.Config{
-		Brokers: []string{in.broker}, Source: "/test", Options: in.client(), DeliveryTimeout: 2 * time.Minute,
+		Brokers: in.brokers(), Topics: in.topics, Source: "/test", Options: in.client(), DeliveryTimeout: 2 * time.Minute,
 	})
 	if err != nil {
 		in.t.Fatal(err)
@@ -241,8 +242,14 @@ func (in *installation) start() *installation {
 	return in
 }
 
+func (in *installation) brokers() []string { return strings.Split(in.broker, ",") }
+
 func (in *installation) client() []kgo.Opt {
-	return (&serviceConfig{brokers: []string{in.broker}}).clientOptions()
+	return (&serviceConfig{brokers: in.brokers()}).clientOptions()
+}
+
+func (in *installation) journal() projector.Journal {
+	return projector.Journal{Client: in.client(), Topics: in.topics}
 }
 
 func (in *installation) part(name string) *daemon {
@@ -474,7 +481,7 @@ func (in *installation) judge() {
 	for _, err := range in.refused {
 		t.Errorf("a request was not accepted: %v", err)
 	}
-	all := judge(t, in.client())
+	all := judge(t, in.journal())
 	for id, q := range in.accepted {
 		h := all[id]
 		switch {
@@ -488,7 +495,7 @@ func (in *installation) judge() {
 
 	valid := map[api.Position]projections.Entry{}
 	dispatched := map[string]bool{}
-	journal := projector.Journal{Client: in.client()}
+	journal := in.journal()
 	ends, err := journal.Ends(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -526,7 +533,11 @@ func (in *installation) judge() {
 	}
 	t.Logf("%d operations, %d answers of the API, %d attempts seen by the handler, %d events, %d void records",
 		len(in.accepted), len(in.answers), runs, events, void)
-	if out, err := exec.CommandContext(t.Context(), must(program()), "verify", "--brokers", in.broker, "--database", in.tables).CombinedOutput(); err != nil {
+	verify := exec.CommandContext(t.Context(), must(program()), "verify", "--brokers", in.broker, "--database", in.tables)
+	if in.topics.Prefix != "" {
+		verify.Args = append(verify.Args, "--topic-prefix", in.topics.Prefix)
+	}
+	if out, err := verify.CombinedOutput(); err != nil {
 		t.Errorf("opstream verify: %v\n%s", err, out)
 	}
 }
@@ -555,7 +566,7 @@ func (in *installation) watch(lease time.Duration) (stop func()) {
 	w := &watcher{}
 	var err error
 	w.Worker, err = worker.New(worker.Config{
-		Brokers: []string{in.broker}, Opts: in.client(), Lease: lease, Slots: 32, Logger: slog.New(slog.DiscardHandler),
+		Brokers: in.brokers(), Topics: in.topics, Opts: in.client(), Lease: lease, Slots: 32, Logger: slog.New(slog.DiscardHandler),
 		Handlers: map[string]worker.Handler{recordedType: worker.HandlerFunc(w.handle)},
 	})
 	if err != nil {
@@ -718,20 +729,31 @@ func (in *installation) killLoop(chance *rand.Rand, length time.Duration, victim
 	t.Logf("%d kills in %s: %v", total, length.Round(time.Second), kills)
 }
 
+// underFire kills the parts while there is load, and judges what came of it.
 func underFire(in *installation, length time.Duration) {
+	in.underLoad(func(seed uint64) {
+		in.killLoop(rand.New(rand.NewPCG(seed, 0)), length, in.parts)
+	})
+}
+
+// underLoad does something to an installation that works, waits until everything that was accepted has ended, judges, and stops it.
+func (in *installation) underLoad(do func(seed uint64)) {
 	t := in.t
 	seed := killSeed(t)
 	stopWatching := in.watch(3 * time.Second)
 	stop := make(chan struct{})
-	var requested atomic.Int64
 	loaded := make(chan struct{})
 	go func() {
 		defer close(loaded)
-		requested.Store(int64(in.load(seed, 300, stop)))
+		in.load(seed, 300, stop)
 	}()
-	in.killLoop(rand.New(rand.NewPCG(seed, 0)), length, in.parts)
-	close(stop)
-	<-loaded
+	stopLoading := sync.OnceFunc(func() {
+		close(stop)
+		<-loaded
+	})
+	defer stopLoading() // also when do gives up
+	do(seed)
+	stopLoading()
 	in.resumeAll()
 	in.settled(90 * time.Second)
 	stopWatching()

@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/producers"
@@ -165,9 +163,8 @@ type history struct {
 }
 
 // judge reads the whole journal and reports what no history may hold.
-func judge(t testing.TB, client []kgo.Opt) map[string]*history {
+func judge(t testing.TB, journal projector.Journal) map[string]*history {
 	t.Helper()
-	journal := projector.Journal{Client: client}
 	ends, err := journal.Ends(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +294,7 @@ func TestKilledUnderLoadEveryOperationEndsOnceAndInOrder(t *testing.T) {
 		return succeeded == n, fmt.Sprintf("%+v", counts.ByStatus)
 	})
 
-	all := judge(t, client)
+	all := judge(t, projector.Journal{Client: client})
 	repeated := 0
 	for i := range n {
 		h := all[fmt.Sprintf("op-%d", i)]

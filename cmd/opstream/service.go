@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/consumers/handlers/noop"
 	"github.com/opstream/opstream/consumers/handlers/webhook"
@@ -279,7 +281,11 @@ func standardHandlers(noopTypes []string, hooks webhook.Config) (map[string]work
 	return handlers, nil
 }
 
-// createTopics creates the topics that are missing. Existing ones stay as they are.
+// leadersLimit is how long new topics may take until every partition has a leader.
+const leadersLimit = 30 * time.Second
+
+// createTopics creates the topics that are missing, and returns when all can be used: a broker answers before its partitions have
+// leaders, and before the other brokers know of them. Existing topics stay as they are.
 func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) error {
 	client, err := kgo.NewClient(cfg.clientOptions()...)
 	if err != nil {
@@ -287,6 +293,7 @@ func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) err
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
+	var names []string
 	for _, spec := range cfg.topics.Specs(partitions, schemas.DefaultInboxPartitions) {
 		configs := map[string]*string{}
 		for k, v := range spec.Config() {
@@ -296,8 +303,49 @@ func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) err
 		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 			return fmt.Errorf("cannot create topic %s at %s: %w", spec.Name, strings.Join(cfg.brokers, ","), errors.Join(err, answer.Err))
 		}
+		names = append(names, spec.Name)
 	}
-	return nil
+	waiting, cancel := context.WithTimeout(ctx, leadersLimit)
+	defer cancel()
+	for {
+		without, err := leaderless(waiting, client, names)
+		if err == nil && without == "" {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-waiting.Done():
+			return fmt.Errorf("expected every partition to have a leader within %s of the topics' creation, but %s has none; see whether all brokers run: %w", leadersLimit, cmp.Or(without, "one"), errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+// leaderless asks every broker, and names a partition of the topics that nobody leads, or a topic that one does not know yet; "" when
+// all are led.
+func leaderless(ctx context.Context, client *kgo.Client, topics []string) (string, error) {
+	for _, broker := range client.DiscoveredBrokers() {
+		req := kmsg.NewPtrMetadataRequest()
+		for _, name := range topics {
+			topic := kmsg.NewMetadataRequestTopic()
+			topic.Topic = kmsg.StringPtr(name)
+			req.Topics = append(req.Topics, topic)
+		}
+		resp, err := req.RequestWith(ctx, broker)
+		if err != nil {
+			return "", err
+		}
+		for _, t := range resp.Topics {
+			if err := kerr.ErrorForCode(t.ErrorCode); err != nil || len(t.Partitions) == 0 {
+				return *t.Topic, err
+			}
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil || p.Leader < 0 {
+					return fmt.Sprintf("%s/%d", *t.Topic, p.Partition), err
+				}
+			}
+		}
+	}
+	return "", nil
 }
 
 // reachTables waits until the tables have all that the journal has now.

@@ -141,7 +141,7 @@ func New(cfg Config) (*Scheduler, error) {
 // Run takes part until ctx ends, then hands its partitions over and returns nil. It returns an error when it cannot go on.
 func (s *Scheduler) Run(ctx context.Context) error {
 	defer s.out.Close()
-	partitions, err := s.partitions(ctx)
+	partitions, err := s.partitionsPatiently(ctx)
 	if err != nil {
 		return err
 	}
@@ -194,6 +194,24 @@ func (s *Scheduler) Run(ctx context.Context) error {
 
 var errStopped = errors.New("the scheduler stops")
 
+// topicsLimit is how long a broker may not know of topics that another has created.
+const topicsLimit = 10 * time.Second
+
+// partitionsPatiently is partitions, again and again while the brokers may still hear of one another's topics.
+func (s *Scheduler) partitionsPatiently(ctx context.Context) (int, error) {
+	for deadline := time.Now().Add(topicsLimit); ; {
+		n, err := s.partitions(ctx)
+		if err == nil || !kerr.IsRetriable(err) || time.Now().After(deadline) {
+			return n, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
 // partitions is the number of partitions of requests, which journal, reports, signals and checkpoints must share.
 func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	t := s.cfg.Topics
@@ -204,7 +222,7 @@ func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	}
 	for _, d := range details {
 		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
-			return 0, fmt.Errorf("topic %s does not exist; create the topics first, for instance with opstream serve --create-topics", d.Topic)
+			return 0, fmt.Errorf("topic %s does not exist; create the topics first, for instance with opstream serve --create-topics: %w", d.Topic, d.Err)
 		} else if d.Err != nil {
 			return 0, fmt.Errorf("topic %s: %w", d.Topic, d.Err)
 		}

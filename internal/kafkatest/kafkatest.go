@@ -7,16 +7,15 @@ package kafkatest
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/schemas"
 )
@@ -77,7 +76,8 @@ func (b *Broker) Topics() schemas.Topics { return schemas.Topics{Prefix: b.Prefi
 // Create creates topics as an installation has them, and waits until each partition has a leader.
 func (b *Broker) Create(t testing.TB, specs ...schemas.Spec) {
 	t.Helper()
-	admin := kadm.NewClient(Client(t, b.Seeds))
+	client := Client(t, b.Seeds)
+	admin := kadm.NewClient(client)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, s := range specs {
@@ -90,31 +90,36 @@ func (b *Broker) Create(t testing.TB, specs ...schemas.Spec) {
 		}
 	}
 	for _, s := range specs {
-		for !led(ctx, t, admin, s) {
+		for !led(ctx, t, client, s) {
 			// sleep: a broker offers no signal for the election of a leader
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
 }
 
-// led tells whether all partitions of a topic have a leader.
-func led(ctx context.Context, t testing.TB, admin *kadm.Client, s schemas.Spec) bool {
+// led tells whether every broker knows a leader of each partition of a topic.
+func led(ctx context.Context, t testing.TB, client *kgo.Client, s schemas.Spec) bool {
 	t.Helper()
-	details, err := admin.ListTopics(ctx, s.Name)
-	if err != nil {
-		t.Fatalf("expected topic %q to have leaders within a minute, but: %v", s.Name, err)
-	}
-	found := details[s.Name]
-	if found.Err != nil && !errors.Is(found.Err, kerr.UnknownTopicOrPartition) {
-		t.Fatalf("topic %q: %v", s.Name, found.Err)
-	}
-	n := int32(0)
-	for _, p := range found.Partitions {
-		if p.Err == nil && p.Leader >= 0 {
-			n++
+	for _, broker := range client.DiscoveredBrokers() {
+		req := kmsg.NewPtrMetadataRequest()
+		topic := kmsg.NewMetadataRequestTopic()
+		topic.Topic = kmsg.StringPtr(s.Name)
+		req.Topics = append(req.Topics, topic)
+		resp, err := req.RequestWith(ctx, broker)
+		if err != nil {
+			t.Fatalf("expected topic %q to have leaders within a minute, but: %v", s.Name, err)
+		}
+		n := int32(0)
+		for _, p := range resp.Topics[0].Partitions {
+			if p.ErrorCode == 0 && p.Leader >= 0 {
+				n++
+			}
+		}
+		if n != s.Partitions {
+			return false
 		}
 	}
-	return n == s.Partitions
+	return true
 }
 
 // clear makes room for other tests. What is left takes only space.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -92,7 +93,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		kgo.MetadataMinAge(100 * time.Millisecond),
 	}, cfg.Options...)...)
 	if err == nil {
-		err = c.begin(ctx)
+		err = c.beginPatiently(ctx)
 		if err != nil {
 			c.reader.Close()
 		}
@@ -101,6 +102,24 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, errors.Join(fmt.Errorf("begin to read %s: %w", c.journal, err), producer.Close(ctx))
 	}
 	return c, nil
+}
+
+// beginLimit is how long a cluster may be without a leader for some partition, or without knowledge of new topics on some broker.
+const beginLimit = 10 * time.Second
+
+// beginPatiently is begin, again and again while the cause may pass by itself.
+func (c *Client) beginPatiently(ctx context.Context) error {
+	for deadline := time.Now().Add(beginLimit); ; {
+		err := c.begin(ctx)
+		if err == nil || !kerr.IsRetriable(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		}
+	}
 }
 
 // begin finds the partitions and their ends.
