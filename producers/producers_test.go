@@ -2,6 +2,8 @@ package producers_test
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -153,6 +155,45 @@ func testCommandsGoWhereTheirOperationIs(t *testing.T, b *kafkatest.Broker) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("expected\n%s\nbut got\n%s", strings.Join(want, "\n"), strings.Join(got, "\n"))
+	}
+}
+
+// A topic that is kept for a week must not lose a request today because its caller's clock is a month behind.
+func TestHowLongARequestIsKeptIsNotItsCallersToSay(t *testing.T) {
+	kafkatest.Each(t, testHowLongARequestIsKeptIsNotItsCallersToSay)
+}
+
+func testHowLongARequestIsKeptIsNotItsCallersToSay(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	began := time.Now()
+	foreign := kafkatest.Client(t, b.Seeds)
+	if err := foreign.ProduceSync(within(t, 10*time.Second), &kgo.Record{
+		Topic: b.Topics().Requests(), Key: []byte("acme/op"), Value: []byte("{}"), Timestamp: began.AddDate(0, -1, 0),
+	}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if at := read(t, b, 1)[0].Timestamp; at.Before(began.Add(-time.Hour)) {
+		t.Errorf("expected the broker to date the request when it got it, which is what retention counts from, but it is dated %s", at)
+	}
+}
+
+// The largest request that is taken arrives, whatever brokers and clients have for limits by default.
+func TestTheLargestRequestArrives(t *testing.T) { kafkatest.Each(t, testTheLargestRequestArrives) }
+
+func testTheLargestRequestArrives(t *testing.T, b *kafkatest.Broker) {
+	start(t, b)
+	c := client(t, producers.Config{Brokers: b.Seeds, Topics: b.Topics()})
+	noise := make([]byte, schemas.MaxRequestBytes)
+	if _, err := rand.Read(noise); err != nil {
+		t.Fatal(err)
+	}
+	text := base64.StdEncoding.EncodeToString(noise)[:schemas.MaxRequestBytes-1000] // no compression makes it small
+	if err := c.Request(within(t, 30*time.Second), &producers.Request{ID: "large", Organization: "acme", Type: "import", Data: text}); err != nil {
+		t.Fatal(err)
+	}
+	cmd, err := schemas.DecodeCommand(read(t, b, 1)[0])
+	if err != nil || len(cmd.Request.Data) != len(text)+2 {
+		t.Errorf("expected a request with %d bytes of data, but got %v", len(text)+2, err)
 	}
 }
 

@@ -107,12 +107,18 @@ func (s Spec) Config() map[string]string {
 	if s.KeptFor > 0 {
 		kept = string(appendInt(nil, s.KeptFor.Milliseconds()))
 	}
-	return map[string]string{
+	config := map[string]string{
 		"cleanup.policy":    "delete",
 		"retention.ms":      kept,
 		"retention.bytes":   "-1",
 		"max.message.bytes": string(appendInt(nil, int64(s.MaxBytes))),
 	}
+	if s.KeptFor > 0 {
+		// What is kept for a while is kept from when the broker got it. By its own date, a request of a caller whose clock is behind,
+		// or of an import that dates its records, would be deleted before anybody has read it.
+		config["message.timestamp.type"] = "LogAppendTime"
+	}
+	return config
 }
 
 // PartitionFor is the partition of n that a record with the key belongs on: murmur2, as the Java client and

@@ -60,6 +60,9 @@ func TestTopics(t *testing.T) {
 		if forEver != (config["retention.ms"] == "-1") {
 			t.Errorf("expected %s to be kept for ever: %v, but got %s", s.Name, forEver, config["retention.ms"])
 		}
+		if forEver == (config["message.timestamp.type"] == "LogAppendTime") {
+			t.Errorf("expected the broker's clock to decide how long %s is kept: %v, but got %q", s.Name, !forEver, config["message.timestamp.type"])
+		}
 		if s.Short == TopicSessions && s.Partitions != 1 || s.Short == TopicInboxes && s.Partitions != 16 || s.Short == TopicSignals && s.Partitions != 12 {
 			t.Errorf("%s has %d partitions", s.Name, s.Partitions)
 		}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/consumers/worker"
@@ -182,9 +183,16 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	defer os.RemoveAll(dir) //nolint:errcheck // it is in the system's folder for what is temporary
 
 	var written atomic.Int64 // rows of operations
+	var cfg serviceConfig
+	created := false
+	defer func() {
+		if created { // when the service has stopped
+			err = errors.Join(err, deleteTopics(context.WithoutCancel(ctx), &cfg))
+		}
+	}()
 	g := newGroup()
 	defer func() { err = errors.Join(err, g.stop()) }()
-	cfg := serviceConfig{
+	cfg = serviceConfig{
 		roles: []string{roleScheduler, roleWorker, roleProjector}, lease: defaultLease, slots: f.slots, sync: f.sync,
 		database: cmp.Or(f.database, filepath.Join(dir, databaseFile)),
 		log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
@@ -216,6 +224,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 		r.Peer = "opstream"
 		cfg.brokers = f.brokers
 		cfg.topics = schemas.Topics{Prefix: fmt.Sprintf("bench-%d-%d.", os.Getpid(), time.Now().UnixNano())}
+		created = true
 		if err := createTopics(ctx, &cfg, f.partitions); err != nil {
 			return r, err
 		}
@@ -370,6 +379,25 @@ func benchRequests(f benchFlags, total int) []*producers.Request {
 		requests[i] = q
 	}
 	return requests
+}
+
+// deleteTopics leaves somebody's Kafka as it was.
+func deleteTopics(ctx context.Context, cfg *serviceConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	client, err := kgo.NewClient(cfg.clientOptions()...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var names []string
+	for _, spec := range cfg.topics.Specs(1, 1) {
+		names = append(names, spec.Name)
+	}
+	if _, err := kadm.NewClient(client).DeleteTopics(ctx, names...); err != nil {
+		return fmt.Errorf("delete the benchmark's topics, %s*: %w", cfg.topics.Prefix, err)
+	}
+	return nil
 }
 
 // fillWaiting requests n operations that are postponed for a year, waits until the tables have them, and returns by how many

@@ -12,6 +12,7 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -70,6 +71,53 @@ func testCheckpointsLeadToTheStateOfTheJournal(t *testing.T, on service) {
 		t.Fatal("expected a complete checkpoint")
 	}
 	t.Logf("%d complete sets, the newest state from %d of them, up to place %d", len(sets.order), len(newest), newest[len(newest)-1].position.Chain.Next)
+}
+
+// TestCheckpointsAreTrimmedAndWhatIsLeftIsEnough lets increments outweigh their base, so that a new one is written and what stood
+// before it is deleted on the broker.
+func TestCheckpointsAreTrimmedAndWhatIsLeftIsEnough(t *testing.T) {
+	each(t, 1, testCheckpointsAreTrimmedAndWhatIsLeftIsEnough)
+}
+
+func testCheckpointsAreTrimmedAndWhatIsLeftIsEnough(t *testing.T, on service) {
+	stop := start(t, on, "one", func(c *Config) { c.CheckpointEvery, c.CheckpointEvents = 20*time.Millisecond, 40 })
+	j := watch(t, on)
+	admin, err := kgo.NewClient(on.client...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	begins := func() int64 {
+		starts, err := kadm.NewClient(admin).ListStartOffsets(t.Context(), on.topics.Checkpoints())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, _ := starts.Lookup(on.topics.Checkpoints(), 0)
+		return at.Offset
+	}
+	// Nobody serves them, so all stay live, and each is in the increment after its request.
+	n := 0
+	for begins() == 0 {
+		if n >= 20*leastBase {
+			t.Fatalf("expected old checkpoints to be deleted when increments outweigh the base, but after %d live operations the first is still there", n)
+		}
+		var records []*kgo.Record
+		for range 100 {
+			records = append(records, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprintf("op%d", n), "")))
+			n++
+		}
+		produce(t, on, records...)
+		j.until(func() bool { return len(j.states) > n })
+	}
+	stop()
+	t.Logf("%d live operations; the checkpoints begin at %d", n, begins())
+	quick, whole, err := Inspect(t.Context(), Config{Client: on.client, Topics: on.topics, Owner: "reader", Engine: partition.Config{Lease: 3 * time.Second}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if quick != whole {
+		t.Errorf("expected the same state, but from checkpoints it is\n%s\nand from the journal\n%s", quick, whole)
+	}
 }
 
 // TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn: whatever an actor appended there would continue a history that

@@ -12,6 +12,7 @@ import (
 	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // service is the topics of an installation on some broker, for one test.
@@ -255,6 +256,28 @@ func testOperationsRunInOrderAndEnd(t *testing.T, on service) {
 	if j.void != 0 {
 		t.Errorf("expected one history of a single writer, but %d records are void", j.void)
 	}
+}
+
+// A broker may not know yet of topics that another has created a moment ago.
+func TestTopicsMayComeALittleLater(t *testing.T) {
+	b := kafkatest.Memory(t)
+	asked := make(chan struct{})
+	seen := sync.OnceFunc(func() { close(asked) })
+	b.Fake.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		b.Fake.KeepControl()
+		for _, topic := range req.(*kmsg.MetadataRequest).Topics {
+			if topic.Topic != nil && *topic.Topic == b.Topics().Journal() {
+				seen()
+			}
+		}
+		return nil, nil, false
+	})
+	on := service{client: []kgo.Opt{kgo.SeedBrokers(b.Seeds...), kgo.MetadataMinAge(50 * time.Millisecond)}, topics: b.Topics()}
+	start(t, on, "one")
+	<-asked // and it will be told that there is no such topic, since nobody has created it
+	b.Create(t, b.Topics().Specs(1, 1)...)
+	j := watch(t, on)
+	j.until(func() bool { return len(j.events) > 0 }) // it has opened its partition
 }
 
 func TestTwoOwnersMakeOneHistory(t *testing.T) { each(t, 2, testTwoOwnersMakeOneHistory) }

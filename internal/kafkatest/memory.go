@@ -23,6 +23,9 @@ var memoryOnly = map[string]string{
 	"BenchmarkPublish": "measures the adapter",
 	"BenchmarkConsume": "measures the adapter",
 
+	// consumers/scheduler, producers/answers
+	"TestTopicsMayComeALittleLater": "watches what the broker is asked",
+
 	// consumers/worker
 	"TestStartIsAnnounced":                  "measures moments, in virtual time",
 	"TestQueue":                             "measures moments, in virtual time",

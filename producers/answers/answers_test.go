@@ -393,6 +393,39 @@ func testTopicsMustBeAlike(t *testing.T, b *kafkatest.Broker) {
 	}
 }
 
+// A broker may not know yet of topics that another has created a moment ago.
+func TestTopicsMayComeALittleLater(t *testing.T) {
+	b := kafkatest.Memory(t)
+	asked := make(chan struct{})
+	seen := sync.OnceFunc(func() { close(asked) })
+	b.Fake.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		b.Fake.KeepControl()
+		for _, topic := range req.(*kmsg.MetadataRequest).Topics {
+			if topic.Topic != nil && *topic.Topic == b.Topics().Journal() {
+				seen()
+			}
+		}
+		return nil, nil, false
+	})
+	began := make(chan error, 1)
+	go func() {
+		c, err := New(within(t, 30*time.Second), Config{Brokers: b.Seeds, Topics: b.Topics()})
+		if err == nil {
+			err = c.Close(within(t, 10*time.Second))
+		}
+		began <- err
+	}()
+	select {
+	case <-asked: // and it will be told that there is no such topic, since nobody has created it
+	case err := <-began:
+		t.Fatalf("expected it to wait for the topics, but got %v", err)
+	}
+	b.Create(t, b.Topics().Specs(partitions, 1)...)
+	if err := <-began; err != nil {
+		t.Errorf("expected it to begin when the topics are there, but got %v", err)
+	}
+}
+
 // Who gives up a batch does not ask for the answers any more.
 func TestBegunAndForgotten(t *testing.T) { kafkatest.Each(t, testBegunAndForgotten) }
 
