@@ -28,6 +28,7 @@ type attempt struct {
 	state     state
 	queuedAt  time.Time
 	startedAt time.Time
+	began     operation.Time // the same, as others are told it
 	abandoned bool // reported while its handler goes on
 	cause     error
 	cancel    context.CancelCauseFunc
@@ -75,7 +76,7 @@ func (c *handlerContext) Value(key any) any {
 func (a *attempt) command(kind operation.CommandKind) operation.Command {
 	return operation.Command{
 		Kind: kind, Org: a.op.Organization, ID: a.op.ID, Attempt: a.op.Attempt, Session: a.session.id,
-		StartedAt: operation.TimeOf(a.startedAt),
+		StartedAt: a.began,
 	}
 }
 

@@ -33,7 +33,7 @@ func (s *session) send(r *answer, now time.Time) {
 
 func (s *session) put(r *answer, now time.Time) {
 	rec := schemas.EncodeReport(s.w.cfg.Topics, &r.command, r.key)
-	rec.Partition, rec.Timestamp = r.at.partition, now
+	rec.Partition, rec.Timestamp = r.at.partition, s.w.wall(now)
 	// detached: the report must reach the log whatever becomes of its handler's context; the client ends with the session.
 	s.client.TryProduce(context.Background(), rec, r.acked)
 }

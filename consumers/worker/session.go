@@ -51,11 +51,14 @@ type session struct {
 
 // since is an instant that tells how long ago it was by the clock that says more: the monotonic one stands still while the
 // machine is suspended, the other one can be set.
-type since struct{ at time.Time }
+type since struct{ at, wall time.Time }
 
-func (s since) elapsed(now time.Time) time.Duration {
-	return max(now.Sub(s.at), time.Duration(now.UnixNano()-s.at.UnixNano()))
+func (s since) elapsed(now, wall time.Time) time.Duration {
+	return max(now.Sub(s.at), time.Duration(wall.UnixNano()-s.wall.UnixNano()))
 }
+
+// silent is how long ago the last acknowledged heartbeat was sent. The caller holds mu.
+func (s *session) silent(now time.Time) time.Duration { return s.lease.elapsed(now, s.w.wall(now)) }
 
 // open begins a session: it knows where its inbox ends before anybody can send to it.
 func (w *Worker) open(ctx context.Context) (*session, error) {
@@ -113,7 +116,7 @@ func (s *session) findInbox(ctx context.Context) (int64, error) {
 func (s *session) run(ctx context.Context) {
 	now := time.Now()
 	s.mu.Lock()
-	s.lease = since{now} // nobody can have read the first heartbeat before it was sent
+	s.lease = since{now, s.w.wall(now)} // nobody can have read the first heartbeat before it was sent
 	s.armed = now
 	s.timer = time.AfterFunc(0, s.tick)
 	s.mu.Unlock()
@@ -309,7 +312,7 @@ func (s *session) mayReport(a *attempt, now time.Time) error {
 	switch {
 	case s.over:
 		return ErrLeaseLost
-	case s.lease.elapsed(now) >= s.w.cfg.Lease && !safeguard.NoFence:
+	case s.silent(now) >= s.w.cfg.Lease && !safeguard.NoFence:
 		s.arm(now) // tick ends the session
 		return ErrLeaseLost
 	case a != nil && a.state == ended:
@@ -437,7 +440,7 @@ func (s *session) free() int { return s.w.cfg.Slots - s.busy - int(s.w.detached.
 func (s *session) grant(a *attempt, now time.Time) context.Context {
 	s.busy++
 	s.w.counters.Running.Add(1)
-	a.state, a.startedAt, a.deadline = running, now, now.Add(a.limit)
+	a.state, a.startedAt, a.began, a.deadline = running, now, operation.TimeOf(s.w.wall(now)), now.Add(a.limit)
 	s.starts.push(a)
 	due := now.Add(announceAfter)
 	if a.deadline.Before(due) {
@@ -608,7 +611,7 @@ func (s *session) tick() {
 		s.mu.Unlock()
 		return
 	}
-	if s.lease.elapsed(now) >= s.w.cfg.Lease && !safeguard.NoFence {
+	if s.silent(now) >= s.w.cfg.Lease && !safeguard.NoFence {
 		s.mu.Unlock()
 		s.end(true)
 		return
@@ -726,6 +729,8 @@ func (s *session) heartbeat(now time.Time) schemas.Heartbeat {
 // finds one at most when it is back.
 func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now time.Time) {
 	rec := schemas.EncodeHeartbeat(s.w.cfg.Topics, hb)
+	wall := s.w.wall(now)
+	rec.Timestamp = wall
 	// detached: the client ends with the session, and the heartbeat with it.
 	s.client.TryProduce(context.Background(), rec, func(_ *kgo.Record, err error) {
 		s.mu.Lock()
@@ -741,7 +746,7 @@ func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now ti
 			}
 		} else {
 			s.w.counters.Heartbeats.Add(1)
-			s.lease = since{now}
+			s.lease = since{now, wall}
 			if state == schemas.SessionEnded {
 				s.farewell = goneState
 				s.signal()

@@ -20,7 +20,7 @@ func TestLeaseIsCheckedBeforeEveryStepNotOnlyByTheTimer(t *testing.T) {
 	s.timer = time.NewTimer(time.Hour) // the tick that never comes
 	defer s.timer.Stop()
 	s.armed = now.Add(time.Hour)
-	s.lease = since{now}
+	s.lease = since{now, now}
 	it := &schemas.Item{Session: "s", Place: 5, Org: "acme", ID: "a", Attempt: 1, Request: &operation.Request{ID: "a", Organization: "acme", Type: "test"}}
 	a := s.newAttempt(spot{0, 5}, it)
 	s.memory.begin(a.at, a)
@@ -29,7 +29,7 @@ func TestLeaseIsCheckedBeforeEveryStepNotOnlyByTheTimer(t *testing.T) {
 	s.memory.begin(waiting.at, waiting)
 	s.queue = append(s.queue, waiting)
 
-	s.lease = since{now.Add(-w.cfg.Lease)}
+	s.lease = since{now.Add(-w.cfg.Lease), now.Add(-w.cfg.Lease)}
 	// With a report or a start these would reach for the client or the routes, which are not there.
 	it.Place = 7
 	s.offer(it)
@@ -51,13 +51,42 @@ func TestLeaseIsCheckedBeforeEveryStepNotOnlyByTheTimer(t *testing.T) {
 
 func TestSinceTrustsTheClockThatSaysMore(t *testing.T) {
 	now := time.Now()
-	if d := (since{now.Add(-time.Second)}).elapsed(now); d != time.Second {
-		t.Errorf("expected 1 s, but got %s", d)
+	wall := now.Round(0)
+	for _, tt := range []struct {
+		name            string
+		monotonic, wall time.Duration // what each clock says has passed
+		want            time.Duration
+	}{
+		{"both agree", time.Second, time.Second, time.Second},
+		{"the machine slept", 0, time.Hour, time.Hour},
+		{"the clock was set forward", time.Second, time.Minute, time.Minute},
+		{"the clock was set back", time.Second, -time.Minute, time.Second},
+	} {
+		if d := (since{now, wall}).elapsed(now.Add(tt.monotonic), wall.Add(tt.wall)); d != tt.want {
+			t.Errorf("%s: expected %s, but got %s", tt.name, tt.want, d)
+		}
 	}
-	// A machine that slept: by the wall an hour, by the monotonic clock nothing. A time without a monotonic reading
-	// compares by the wall alone, so this stands for it.
-	slept := time.Unix(0, now.UnixNano()).Add(time.Hour)
-	if d := (since{now}).elapsed(slept); d != time.Hour {
-		t.Errorf("expected 1 h, but got %s", d)
+}
+
+// A worker whose wall clock was set forward by more than its lease cannot know that it did not sleep, and stops.
+func TestLeaseIsLostByTheWallClockAlone(t *testing.T) {
+	clock := time.Now().Round(0)
+	w, err := New(Config{
+		Brokers: []string{"localhost:1"}, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil }),
+		Now: func() time.Time { return clock },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s := &session{w: w, id: "s", memory: newMemory(), lease: since{now, clock}, timer: time.NewTimer(time.Hour), armed: now}
+	defer s.timer.Stop()
+	clock = clock.Add(-10 * time.Minute)
+	if err := s.mayReport(nil, now); err != nil {
+		t.Errorf("expected a clock that was set back to change nothing, but got %v", err)
+	}
+	clock = clock.Add(10*time.Minute + w.cfg.Lease)
+	if err := s.mayReport(nil, now); err != ErrLeaseLost {
+		t.Errorf("expected %v, but got %v", ErrLeaseLost, err)
 	}
 }

@@ -73,6 +73,10 @@ type Config struct {
 	// Default 5 s.
 	FlushLimit time.Duration
 
+	// Now is the wall clock: it stamps what others read, and beside the monotonic clock it tells how long the lease has been
+	// silent. Default time.Now.
+	Now func() time.Time
+
 	// Logger gets what an operator should know. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -274,6 +278,14 @@ func (w *Worker) live(ctx context.Context) {
 		w.current.Store(s)
 		s.run(ctx)
 	}
+}
+
+// wall is the wall clock's time when the monotonic clock says now.
+func (w *Worker) wall(now time.Time) time.Time {
+	if w.cfg.Now == nil {
+		return now // it has both
+	}
+	return w.cfg.Now()
 }
 
 // fill starts what waits in the present session, when a handler of an older one has given its slot free.
