@@ -160,7 +160,7 @@ func (p *partition) acked(c *call, at producers.Position, err error) {
 		p.answer(c, p.early[0].rec, p.settled)
 		p.early = p.early[1:]
 	case p.ended != nil:
-		p.finish(c, nil, p.unheard(c, "this process has stopped reading the journal", p.ended))
+		p.finish(c, nil, p.unheard(c, stoppedReading, nil))
 	case at.Offset <= p.lost:
 		p.finish(c, nil, p.unheard(c, "it passed while the broker had not yet told where the command stands", nil))
 	case at.Offset <= p.last:
@@ -173,6 +173,9 @@ func (p *partition) acked(c *call, at producers.Position, err error) {
 		p.waiting = append(p.waiting, c)
 	}
 }
+
+// Without the error that later commands get: that one says that a command is not on the log, and these are or may be.
+const stoppedReading = "this process has stopped reading the journal"
 
 const passedOver = "the scheduler has answered later commands and not this one"
 
@@ -266,7 +269,7 @@ func (p *partition) end(err error) {
 	defer p.mu.Unlock()
 	p.ended = err
 	for _, c := range p.waiting {
-		p.finish(c, nil, p.unheard(c, "this process has stopped reading the journal", err))
+		p.finish(c, nil, p.unheard(c, stoppedReading, nil))
 	}
 	p.waiting, p.over, p.early = nil, 0, nil
 	if p.moved != nil {

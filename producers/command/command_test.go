@@ -178,6 +178,7 @@ func TestContract(t *testing.T) {
 		code   api.Code
 	}{
 		command.ErrUnavailable: {503, api.LogUnavailable}, command.ErrOutcomeUnknown: {504, api.OutcomeUnknown},
+		fmt.Errorf("%w: %w", command.ErrOutcomeUnknown, command.ErrUnavailable): {504, api.OutcomeUnknown}, // never more certain than it is
 		context.DeadlineExceeded: {504, api.OutcomeUnknown}, errors.New("bug"): {500, api.Internal},
 	} {
 		s.journal.fail = func(context.Context, *operation.Command) error { return err }

@@ -61,10 +61,10 @@ func problemOf(err error) error {
 	switch {
 	case errors.As(err, &overload):
 		return overloaded(overload.RetryAfter)
-	case errors.Is(err, ErrUnavailable):
-		return api.NewProblem(api.LogUnavailable, "the command is not on the log").Because(err)
 	case errors.Is(err, ErrOutcomeUnknown), errors.Is(err, context.DeadlineExceeded):
 		return api.NewProblem(api.OutcomeUnknown, "no answer was heard in time; the command may have taken effect or may still").Because(err)
+	case errors.Is(err, ErrUnavailable):
+		return api.NewProblem(api.LogUnavailable, "the command is not on the log").Because(err)
 	}
 	return err
 }
