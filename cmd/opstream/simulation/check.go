@@ -17,6 +17,7 @@ import (
 	"github.com/opstream/opstream/consumers/scheduler"
 	"github.com/opstream/opstream/consumers/worker"
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/producers/answers"
 	"github.com/opstream/opstream/producers/command"
 	"github.com/opstream/opstream/projections"
@@ -47,7 +48,9 @@ type track struct {
 	free       operation.Place // of the event since which no predecessor holds it back
 	retried    operation.Place // of the last retry by hand
 	dispatched map[operation.Attempt]time.Duration
+	given      map[operation.Attempt]string // the request's data when the attempt was dispatched
 	succeeded  operation.Attempt
+	moments    []moment
 }
 
 // fold is the journal as a reader who trusts nobody has it.
@@ -192,7 +195,7 @@ func (p *folding) apply(e *entry, place operation.Place) {
 			p.f.deleted[r] = true
 			return
 		}
-		t = &track{dispatched: map[operation.Attempt]time.Duration{}}
+		t = &track{dispatched: map[operation.Attempt]time.Duration{}, given: map[operation.Attempt]string{}}
 		p.f.ops[r] = t
 		p.f.order = append(p.f.order, r)
 	}
@@ -200,6 +203,7 @@ func (p *folding) apply(e *entry, place operation.Place) {
 	t.state.Apply(ev, place)
 	s := &t.state
 	e.status = s.Status
+	t.moments = append(t.moments, moment{place, e.at, *s})
 	if before.Status == operation.StatusAbsent && ev.Kind != operation.Requested {
 		say("it was not requested")
 		return
@@ -222,8 +226,9 @@ func (p *folding) apply(e *entry, place operation.Place) {
 		if before.Status != operation.StatusReady || ev.Attempt != before.Attempt+1 {
 			say("it was %s after attempt %d, and now attempt %d is dispatched", before.Status, before.Attempt, ev.Attempt)
 		}
-		t.dispatched[ev.Attempt] = e.at
+		t.dispatched[ev.Attempt], t.given[ev.Attempt] = e.at, compact(s.Request.Data)
 		p.inOrder(t, say)
+		p.byPriority(t, say)
 	case operation.Started, operation.Progressed, operation.Returned, operation.Succeeded, operation.AttemptFailed,
 		operation.LeaseWasLost, operation.Yielded, operation.Failed, operation.PauseRequested, operation.CancelRequested:
 		if !before.Open(ev.Attempt, ev.Session) {
@@ -254,6 +259,16 @@ func (p *folding) inOrder(t *track, say func(string, ...any)) {
 			say("%s of the same token is %s", o.ID, o.Status)
 		case o.RequestedPlace < t.state.RequestedPlace && other.retried < t.free:
 			say("%s of the same token came before it and is %s", o.ID, o.Status)
+		}
+	}
+}
+
+// byPriority checks that nothing more urgent of the same type is ready when an operation is dispatched.
+func (p *folding) byPriority(t *track, say func(string, ...any)) {
+	q := t.state.Request
+	for _, r := range p.f.order {
+		if o := &p.f.ops[r].state; r.partition == p.n && o.Status == operation.StatusReady && o.Request.Type == q.Type && o.Request.Priority > q.Priority {
+			say("it has priority %d, and %s with priority %d is ready", q.Priority, o.ID, o.Request.Priority)
 		}
 	}
 }
@@ -298,6 +313,7 @@ func (w *world) drain(ctx context.Context, res *Result) error {
 		live := f.live()
 		if len(live) == 0 && len(unread) == 0 {
 			w.level(ctx)
+			w.review(reading, f)
 			return nil
 		}
 		if w.history.now()-began > drainWithin {
@@ -436,7 +452,7 @@ func (w *world) level(ctx context.Context) {
 	for i := range w.plan.Projectors {
 		p := w.parts[fmt.Sprintf("projector%d", i)]
 		_, ready := p.current()
-		pr, ok := ready.(*projector.Projector)
+		pr, ok := ready.(*node)
 		if !ok {
 			w.violation("%s does not run in the quiet phase", p.name)
 			continue
@@ -446,12 +462,44 @@ func (w *world) level(ctx context.Context) {
 				continue
 			}
 			waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
-			err := pr.WaitFor(waiting, n, operation.Place(end-1))
+			err := pr.projector.WaitFor(waiting, n, operation.Place(end-1))
 			cancel()
 			if err != nil {
 				w.violation("the tables of %s do not come level: %v", p.name, err)
 			}
 		}
+	}
+}
+
+// review reads everything through every node, as the end of the quiet phase has it.
+func (w *world) review(ctx context.Context, f *fold) {
+	var after api.Positions
+	for n := range w.plan.Partitions {
+		if end := w.kafka.PartitionInfo(w.topics.Journal(), n).HighWatermark; end > 0 {
+			after = append(after, api.Position{Partition: n, Place: operation.Place(end - 1)})
+		}
+	}
+	v := &voice{browser: newBrowser(w.net.virtual.DialContext), ctx: ctx}
+	orgs := map[string]bool{}
+	for _, r := range f.order {
+		if orgs[r.org] {
+			continue
+		}
+		orgs[r.org] = true
+		for i := range w.plan.Projectors {
+			for _, kind := range []readKind{readOne, readHistory, readList, readCounts} {
+				w.look("operator", v, &readPlan{node: i, kind: kind, limit: 50}, r.org, string(r.id), after.String())
+			}
+		}
+	}
+	// sleep: virtual time, in which what changed last is told to those who listen
+	time.Sleep(time.Second)
+	w.calling.Wait()
+	v.browser.transport.CloseIdleConnections()
+	w.history.mu.Lock()
+	defer w.history.mu.Unlock()
+	for _, s := range w.history.streams {
+		s.final = s.whole
 	}
 }
 
@@ -467,6 +515,8 @@ func (w *world) check(ctx context.Context, res *Result) error {
 	}
 	w.checkCalls(f)
 	w.checkHandlers(f)
+	w.checkReads(f)
+	w.checkStreams(f)
 	if err := w.checkRecovery(ctx); err != nil {
 		return err
 	}
@@ -475,10 +525,17 @@ func (w *world) check(ctx context.Context, res *Result) error {
 	}
 	h := w.history
 	res.Stats.Operations, res.Stats.Calls, res.Stats.Handlers = len(f.ops), len(h.calls), len(h.runs)
+	res.Stats.Reads, res.Stats.Asked = len(h.reads), 0
+	for _, s := range h.streams {
+		res.Stats.Heard += len(s.changes)
+	}
 	res.Stats.Events, res.Stats.Void, res.Stats.Recovered = f.events, f.void, int(w.inspected.Load())
 	for _, k := range h.calls {
 		if k.err == nil {
 			res.Stats.Answers++
+		}
+		if k.plan.asks() {
+			res.Stats.Asked++
 		}
 	}
 	return nil
@@ -530,10 +587,14 @@ func (w *world) tell(f *fold) {
 
 func (w *world) checkCalls(f *fold) {
 	ids := map[string]int{}
-	for _, k := range w.history.calls {
-		if k.sent.CommandID != "" {
-			ids[k.sent.CommandID]++
+	id := func(k *call) string {
+		if k.sent.Kind == operation.Submit { // and so has the request
+			return "the request of " + k.sent.Org + "/" + string(k.sent.ID)
 		}
+		return k.sent.CommandID
+	}
+	for _, k := range w.history.calls {
+		ids[id(k)]++
 	}
 	for _, k := range w.history.calls {
 		what := fmt.Sprintf("%s's %s %s/%s (command %q) at %s", k.who, k.sent.Kind, k.sent.Org, k.sent.ID, k.sent.CommandID, k.began)
@@ -542,10 +603,11 @@ func (w *world) checkCalls(f *fold) {
 			if k.acked && !k.plan.garbage && k.sent.Kind == operation.Submit && f.ops[r] == nil && !f.deleted[r] {
 				w.violation("%s was safe on the log, but there is no such operation", what)
 			}
-			if errors.Is(k.err, command.ErrUnavailable) && !errors.Is(k.err, command.ErrOutcomeUnknown) && ids[k.sent.CommandID] == 1 {
+			if (k.refused || errors.Is(k.err, command.ErrUnavailable) && !errors.Is(k.err, command.ErrOutcomeUnknown)) && ids[id(k)] == 1 {
 				for n, entries := range f.entries {
 					for at, e := range entries {
-						if e.valid && e.event.CommandID == k.sent.CommandID {
+						ev := &e.event
+						if e.valid && ev.Org == k.sent.Org && ev.ID == k.sent.ID && (k.sent.Kind == operation.Submit && ev.Kind == operation.Requested || k.sent.Kind != operation.Submit && ev.CommandID == k.sent.CommandID) {
 							w.violation("%s was answered with %q, but journal %d-%d is of it", what, k.err, n, at)
 						}
 					}
@@ -565,10 +627,18 @@ func (w *world) checkCalls(f *fold) {
 			w.violation("%s was answered with the position %d-%d as %s, but there is %s %s/%s of command %q", what, a.Partition, a.Place, a.Event, ev.Kind, ev.Org, ev.ID, ev.CommandID)
 			continue
 		}
+		if e.at > k.ended {
+			w.violation("%s was answered at %s with the position %d-%d, which was written at %s", what, k.ended, a.Partition, a.Place, e.at)
+		}
 		if (ev.Kind == operation.Rejected) != (a.Rejection != nil) || a.Rejection != nil && a.Rejection.Code != ev.Code {
 			w.violation("%s was answered with %v, but the journal says %q at %d-%d", what, a.Rejection, ev.Code, a.Partition, a.Place)
 		}
-		if a.Rejection == nil && a.Status != e.status && e.status != operation.StatusAbsent {
+		if k.shown != nil {
+			w.checkRow(f, what, k.shown, true, api.Positions{a.Position()}, k.ended)
+			if k.shown.Status != a.Status.String() {
+				w.violation("%s was answered that the operation is %s, and shown that it is %s", what, a.Status, k.shown.Status)
+			}
+		} else if a.Rejection == nil && a.Status != e.status && e.status != operation.StatusAbsent {
 			w.violation("%s was answered that the operation is %s, but at %d-%d it is %s", what, a.Status, a.Partition, a.Place, e.status)
 		}
 	}
@@ -627,6 +697,8 @@ func (w *world) checkHandlers(f *fold) {
 		switch sent, ok := t.dispatched[r.attempt]; {
 		case !ok:
 			w.violation("attempt %d of %s was run on %s at %s, but the journal has not dispatched it", r.attempt, at, r.host.name, r.began)
+		case t.given[r.attempt] != r.data:
+			w.violation("attempt %d of %s was given %s on %s, but the journal says %s", r.attempt, at, r.data, r.host.name, t.given[r.attempt])
 		case sent > r.began:
 			w.violation("attempt %d of %s was run on %s at %s, before it was dispatched at %s", r.attempt, at, r.host.name, r.began, sent)
 		}

@@ -39,7 +39,7 @@
 // Virtual time stands still while a goroutine waits for a mutex, so nobody may hold one while time has to pass. Two libraries
 // do: Watermill's router while it closes, so handlers end before it (see stubborn), and the Kafka client while it connects or
 // stops fetching, so connections need no round trip (see versions) and are never refused slowly. A test that does not go on for
-// two minutes of real time says which seed it is.
+// a minute of real time says which seed it is.
 //
 // Not simulated are the wall clocks of workers, suspended machines, disks, and everything that speaks HTTP.
 package simulation

@@ -72,11 +72,11 @@ func (p *Plan) behave(org string, id operation.ID, attempt operation.Attempt) (b
 var errNotYet = errors.New("not yet")
 
 // handler makes the handler that one worker process runs.
-func (w *world) handler(h *host) worker.Handler {
+func (w *world) handler(h *host, clock *clock) worker.Handler {
 	return worker.HandlerFunc(func(ctx context.Context, op *worker.Operation) (result any, err error) {
 		run := &handlerRun{
 			partition: schemas.PartitionFor([]byte(op.Request.Key()), w.plan.Partitions), org: op.Organization, id: op.ID, attempt: op.Attempt,
-			host: h, ended: -1, interrupted: -1,
+			host: h, ended: -1, interrupted: -1, data: compact(op.Data),
 		}
 		kind, span, die := w.plan.behave(op.Organization, op.ID, op.Attempt)
 		if w.quiet.Load() {
@@ -106,7 +106,7 @@ func (w *world) handler(h *host) worker.Handler {
 				panic(p)
 			}
 		}()
-		return w.act(ctx, h, op, kind, span, die)
+		return w.act(ctx, h, clock, op, kind, span, die)
 	})
 }
 
@@ -183,7 +183,7 @@ func stubborn(ctx context.Context, h *host, d time.Duration) {
 	}
 }
 
-func (w *world) act(ctx context.Context, h *host, op *worker.Operation, kind behaviour, span time.Duration, die int) (any, error) {
+func (w *world) act(ctx context.Context, h *host, clock *clock, op *worker.Operation, kind behaviour, span time.Duration, die int) (any, error) {
 	result := map[string]any{"attempt": op.Attempt}
 	switch kind {
 	case works:
@@ -204,7 +204,7 @@ func (w *world) act(ctx context.Context, h *host, op *worker.Operation, kind beh
 		// invariant: that is what is tried
 		panic("the handler panics")
 	case yieldsUntil:
-		return nil, worker.YieldUntil(time.Now().Add(span), map[string]any{"yielded": op.Attempt})
+		return nil, worker.YieldUntil(clock.now().Add(span), map[string]any{"yielded": op.Attempt})
 	case yieldsForEvent:
 		return nil, worker.YieldFor("something", nil)
 	case saves:

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/producers/command"
 )
 
@@ -22,6 +23,9 @@ type history struct {
 	lines []line
 	runs  []*handlerRun
 	calls []*call
+
+	reads   []*read
+	streams []*stream
 }
 
 // line is one observation.
@@ -42,6 +46,7 @@ type handlerRun struct {
 	ended       time.Duration // when it returned, or its process fell; -1 while it runs
 	interrupted time.Duration // when its context ended, -1 if it did not
 	cause       error
+	data        string // what it was given
 }
 
 // call is one command of one client.
@@ -55,6 +60,11 @@ type call struct {
 	answer command.Answer
 	err    error
 	acked  bool // plain: the broker has it
+
+	// Of calls through the API.
+	status  int            // of HTTP
+	refused bool           // it was told that nothing has come of it
+	shown   *api.Operation // with Prefer: wait
 }
 
 func (h *history) now() time.Duration { return time.Since(h.began) }

@@ -3,7 +3,9 @@ package simulation
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +35,7 @@ type host struct {
 	cut    bool          // connections break, and new ones are refused
 	closed chan struct{} // while what it sends and hears is held up; else nil
 	conns  map[*conn]struct{}
+	served map[*served]struct{} // where it is the server
 	armed  []netFault
 	gone   chan struct{} // closed when it dies
 	once   sync.Once     // closes gone
@@ -60,7 +63,7 @@ const (
 )
 
 func (n *network) host(name string, lag func() time.Duration) *host {
-	return &host{name: name, net: n, lag: lag, conns: map[*conn]struct{}{}, gone: make(chan struct{}), stopping: make(chan struct{})}
+	return &host{name: name, net: n, lag: lag, conns: map[*conn]struct{}{}, served: map[*served]struct{}{}, gone: make(chan struct{}), stopping: make(chan struct{})}
 }
 
 // dial is for kgo.Dialer.
@@ -152,6 +155,17 @@ func (h *host) drop() {
 	for _, c := range all {
 		c.breakOff()
 	}
+	h.refuse()
+}
+
+// refuse breaks the connections that others have to this host.
+func (h *host) refuse() {
+	h.mu.Lock()
+	all := slices.Collect(maps.Keys(h.served))
+	h.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close() // it is only a pipe
+	}
 }
 
 // die ends the host. With late, what it has sent and the network still has is kept, and arrives after release.
@@ -178,6 +192,7 @@ func (h *host) die(late bool) {
 			c.breakOff()
 		}
 	}
+	h.refuse()
 }
 
 // exit ends what runs in the process for its own sake, which is handlers.
@@ -393,7 +408,7 @@ func (c *conn) until(due time.Time) bool {
 
 // hearing carries the broker's answers to the client, or away when it does not listen any more.
 func (c *conn) hearing() {
-	buffer := make([]byte, 64<<10)
+	buffer := make([]byte, 16<<10)
 	away := false
 	for {
 		n, err := c.inner.Read(buffer)

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -23,6 +24,7 @@ type Plan struct {
 	Workers    int
 	Projectors int
 	Clients    int
+	Twin       bool // another projector writes to the tables of the first
 
 	Faulty time.Duration // length of the phase with commands and faults
 
@@ -33,6 +35,7 @@ type Plan struct {
 
 	Ops      []opPlan
 	Commands []commandPlan
+	Reads    []readPlan
 	Faults   []faultPlan
 	Skews    map[string]time.Duration // of the hosts' clocks, by part
 }
@@ -55,18 +58,30 @@ func (o *opPlan) target() string {
 
 // commandPlan is one call of one client.
 type commandPlan struct {
-	at      time.Duration
-	client  int
-	plain   bool // through package producers, without waiting for the answer
-	foreign bool // as a producer with another partitioner puts it
-	garbage bool // and it cannot be read
-	kind    operation.CommandKind
-	op      int
-	other   bool // another body under the same id
-	id      string
-	until   time.Duration
-	timeout time.Duration
+	at       time.Duration
+	client   int
+	plain    bool // through package producers, without waiting for the answer
+	foreign  bool // as a producer with another partitioner puts it
+	garbage  bool // and it cannot be read
+	kind     operation.CommandKind
+	op       int
+	other    bool // another body under the same id
+	id       string
+	until    time.Duration
+	timeout  time.Duration
+	corrects bool // a retry with other data
+
+	// Through the API.
+	http   bool
+	node   int
+	keyed  bool          // says what decides the partition; else the tables have to know
+	wait   time.Duration // for the effect
+	reads  bool          // what it wrote, when it has heard
+	reader int           // node that it reads from
 }
+
+// asks says whether the command goes through the API.
+func (c *commandPlan) asks() bool { return c.http && !c.plain && !c.foreign }
 
 type faultKind uint8
 
@@ -81,6 +96,8 @@ const (
 	rival                       // another scheduler, of another group, owns all partitions as well
 	rehash                      // group coordinators move
 	trip                        // the process falls at one of its next requests, between two steps
+	echo                        // ends of attempts are reported again, and differently
+	trim                        // the broker forgets what inboxes and sessions hold: offsets are out of range
 	faultKinds = iota
 )
 
@@ -114,19 +131,27 @@ func (f *faultPlan) String() string {
 		return fmt.Sprintf("%s is held up for %s", f.part, f.lasts)
 	case onRequest:
 		how := [...]string{"loses the answers to", "loses", "is slow with"}[f.net.how]
-		return fmt.Sprintf("%s %s the next %d %s requests", f.part, how, f.times, kmsg.NameForKey(f.net.key))
+		return fmt.Sprintf("%s %s the next %d %s requests", f.part, how, f.times, nameOf(f.net.key))
 	case atBroker:
 		return fmt.Sprintf("the broker answers %d requests %v of %q with %s", f.times, f.keys, f.topic, f.err.Message)
 	case clockJump:
 		return fmt.Sprintf("the clock of %s jumps by %s", f.part, f.by)
 	case rival:
-		return fmt.Sprintf("%s owns all partitions as well, for %s", f.part, f.lasts)
+		text := fmt.Sprintf("%s owns all partitions as well, for %s", f.part, f.lasts)
+		if f.late {
+			text += fmt.Sprintf(", then hangs for %s, and what it had in hand is sent after that", f.ghost)
+		}
+		return text
 	case trip:
 		when := "before"
 		if f.net.how == fallAfter {
 			when = fmt.Sprintf("after (which arrives %s later)", f.ghost)
 		}
 		return fmt.Sprintf("%s will fall %s its %d. %s request, and be back after %s", f.part, when, f.net.skip+1, kmsg.NameForKey(f.net.key), f.lasts)
+	case echo:
+		return fmt.Sprintf("%d ends of attempts will be reported once more, and differently", f.times)
+	case trim:
+		return fmt.Sprintf("the broker forgets all %s", f.topic)
 	case rehash:
 		return "the coordinators of groups move"
 	}
@@ -160,8 +185,10 @@ func NewPlan(seed uint64, clocks bool) *Plan {
 		Skews: map[string]time.Duration{},
 	}
 	p.QueueMax = pick(chance(seed, "queue"), 2, 16, 32768)
+	p.Twin = chance(seed, "twin").IntN(5) == 0
 	p.operations()
 	p.commands()
+	p.reads()
 	p.faults()
 	if !clocks {
 		clear(p.Skews)
@@ -247,6 +274,39 @@ func (p *Plan) commands() {
 	sort.SliceStable(p.Commands, func(i, j int) bool { return p.Commands[i].at < p.Commands[j].at })
 }
 
+// reads plans who looks at what, and which commands go through the API.
+func (p *Plan) reads() {
+	r := chance(p.Seed, "reads")
+	for i := range p.Commands {
+		c := &p.Commands[i]
+		c.http, c.node, c.reader = r.IntN(3) > 0, r.IntN(p.Projectors), r.IntN(p.Projectors)
+		c.keyed, c.reads, c.corrects = r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0
+		if r.IntN(4) == 0 {
+			c.wait = between(r, 0, 8*time.Second)
+		}
+	}
+	for range len(p.Ops) {
+		i := r.IntN(len(p.Ops))
+		read := readPlan{
+			at: between(r, 0, p.Faulty), client: r.IntN(p.Clients), node: r.IntN(p.Projectors), kind: readKind(r.IntN(readKinds)), op: i,
+			after: r.IntN(3) == 0, limit: 1 + r.IntN(20),
+		}
+		if r.IntN(4) == 0 {
+			read.wait = between(r, 0, 8*time.Second)
+		}
+		for s := operation.StatusReady; s < operation.StatusDeleted; s++ {
+			if r.IntN(3) == 0 {
+				read.statuses = append(read.statuses, s)
+			}
+		}
+		if len(read.statuses) == 0 {
+			read.statuses = []operation.Status{operation.StatusSucceeded}
+		}
+		p.Reads = append(p.Reads, read)
+	}
+	sort.SliceStable(p.Reads, func(i, j int) bool { return p.Reads[i].at < p.Reads[j].at })
+}
+
 func (p *Plan) parts() []string {
 	var names []string
 	for i := range p.Schedulers {
@@ -261,7 +321,26 @@ func (p *Plan) parts() []string {
 	for i := range p.Clients {
 		names = append(names, fmt.Sprintf("client%d", i))
 	}
+	if p.Twin {
+		names = append(names, "twin")
+	}
 	return names
+}
+
+// What stands in a request of HTTP where one of Kafka has its kind.
+const (
+	httpPost = int16(' ')<<8 | '/' // of "POST /"
+	httpGet  = int16('/')<<8 | 'v' // of "GET /v"
+)
+
+func nameOf(key int16) string {
+	switch key {
+	case httpPost:
+		return "POST"
+	case httpGet:
+		return "GET"
+	}
+	return kmsg.NameForKey(key)
 }
 
 var (
@@ -303,6 +382,9 @@ func (p *Plan) faults() {
 			f.lasts = between(r, time.Second, 25*time.Second)
 		case onRequest:
 			f.net.key = pick(r, kmsg.Produce, kmsg.Produce, kmsg.Produce, kmsg.Fetch, kmsg.ListOffsets, kmsg.Heartbeat).Int16()
+			if strings.HasPrefix(f.part, "client") { // which speaks HTTP as well
+				f.net.key = pick(r, f.net.key, httpPost, httpPost, httpGet)
+			}
 			f.net.how = pick(r, loseAnswer, loseAnswer, loseRequest, delayIt)
 			f.times = 1 + r.IntN(3)
 		case atBroker:
@@ -332,7 +414,12 @@ func (p *Plan) faults() {
 		case rival:
 			f.part = fmt.Sprintf("rival%d", rivals)
 			f.lasts = between(r, time.Second, 15*time.Second)
+			f.late, f.ghost = r.IntN(2) == 0, between(r, time.Second, 20*time.Second)
 			rivals++
+		case echo:
+			f.times = 1 + r.IntN(10)
+		case trim:
+			f.topic = pick(r, "inboxes", "sessions")
 		}
 		p.Faults = append(p.Faults, f)
 	}

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/producers"
@@ -32,6 +35,10 @@ type Stats struct {
 	Drained time.Duration // how long the quiet phase took
 
 	Operations, Calls, Answers, Handlers, Events, Void int
+
+	Asked int // calls through the API
+	Reads int // through the API
+	Heard int // changes that clients were told of
 
 	Recovered int // live operations that were recovered from checkpoints and from the journal, and were the same
 }
@@ -80,17 +87,20 @@ func Run(ctx context.Context, p *Plan) (*Result, error) {
 
 // unfold carries out commands and faults at their times.
 func (w *world) unfold(ctx context.Context) {
-	commands, faults := w.plan.Commands, w.plan.Faults
-	for len(commands) > 0 || len(faults) > 0 {
-		if len(faults) == 0 || len(commands) > 0 && commands[0].at <= faults[0].at {
-			w.at(commands[0].at)
-			w.command(commands[0])
-			commands = commands[1:]
-			continue
+	commands, reads, faults := w.plan.Commands, w.plan.Reads, w.plan.Faults
+	for len(commands)+len(reads)+len(faults) > 0 {
+		next, do := time.Duration(math.MaxInt64), func() {}
+		if len(faults) > 0 {
+			next, do = faults[0].at, func() { w.fault(ctx, faults[0]); faults = faults[1:] }
 		}
-		w.at(faults[0].at)
-		w.fault(ctx, faults[0])
-		faults = faults[1:]
+		if len(reads) > 0 && reads[0].at < next {
+			next, do = reads[0].at, func() { w.read(&reads[0]); reads = reads[1:] }
+		}
+		if len(commands) > 0 && commands[0].at <= next {
+			next, do = commands[0].at, func() { w.command(commands[0]); commands = commands[1:] }
+		}
+		w.at(next)
+		do()
 	}
 	w.at(w.plan.Faulty)
 }
@@ -159,9 +169,100 @@ func (w *world) fault(ctx context.Context, f faultPlan) {
 		p.clock.skew.Add(int64(f.by))
 	case rival:
 		p.up(ctx)
+		if l, _ := p.current(); f.late && l != nil {
+			// Longer than its session: others have the partitions when it wakes.
+			w.later(f.lasts, l.host.hold)
+			w.later(f.lasts+f.ghost, l.host.release)
+			w.later(f.lasts+f.ghost+time.Second, func() { p.crash(false) })
+			return
+		}
 		w.later(f.lasts, func() { p.crash(false) })
+	case echo:
+		w.running.Go(func() { w.echo(ctx, &f) })
+	case trim:
+		w.running.Go(func() { w.trim(ctx, &f) })
 	case rehash:
 		w.kafka.RehashCoordinators()
+	}
+}
+
+// echo reports ends of attempts again, some of them as other ends: an attempt that has ended has ended.
+func (w *world) echo(ctx context.Context, f *faultPlan) {
+	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	records, err := w.records(bounded, w.topics.Reports())
+	if err != nil {
+		w.history.note("world", "there is no echo: %v", err)
+		return
+	}
+	var ends []*kgo.Record
+	for n := range w.plan.Partitions {
+		for _, rec := range records[n] {
+			switch cmd, err := schemas.DecodeReport(rec); {
+			case err != nil:
+				w.violation("report %d-%d cannot be read: %v", n, rec.Offset, err)
+			case cmd.Kind != operation.Start && cmd.Kind != operation.Progress:
+				ends = append(ends, rec)
+			}
+		}
+	}
+	if len(ends) == 0 {
+		return
+	}
+	_, client, err := w.reader(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		w.violation("no client for an echo: %v", err)
+		return
+	}
+	defer client.Close()
+	r := chance(w.plan.Seed, "echo at "+f.at.String())
+	for range f.times {
+		rec := ends[r.IntN(len(ends))]
+		cmd, _ := schemas.DecodeReport(rec) // it could be read above
+		if cmd.Result = nil; cmd.Kind == operation.Succeed {
+			cmd.Kind, cmd.Failure = operation.Fail, &operation.Failure{Code: "echo", Message: "said too late"}
+		} else {
+			cmd.Kind, cmd.Failure, cmd.Carry, cmd.Until, cmd.Event = operation.Succeed, nil, nil, 0, ""
+		}
+		again := schemas.EncodeReport(w.topics, &cmd, rec.Key)
+		if r.IntN(2) == 0 {
+			again = &kgo.Record{Topic: rec.Topic, Key: rec.Key, Value: rec.Value, Headers: rec.Headers}
+		}
+		again.Partition = rec.Partition
+		err := client.ProduceSync(bounded, again).FirstErr()
+		w.history.note("world", "echoes report %d-%d of %s attempt %d as %s: %v", rec.Partition, rec.Offset, cmd.ID, cmd.Attempt, cmd.Kind, err)
+	}
+}
+
+// trim has the broker forget what a topic holds, as it does with what is older than it has to keep.
+func (w *world) trim(ctx context.Context, f *faultPlan) {
+	_, client, err := w.reader()
+	if err != nil {
+		w.violation("no client to trim with: %v", err)
+		return
+	}
+	defer client.Close()
+	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	admin, topic := kadm.NewClient(client), schemas.DefaultPrefix+f.topic
+	ends, err := admin.ListEndOffsets(bounded, topic)
+	if err == nil {
+		_, err = admin.DeleteRecords(bounded, ends.Offsets())
+	}
+	w.history.note("world", "has trimmed %s: %v", topic, err)
+}
+
+// read has a client read.
+func (w *world) read(plan *readPlan) {
+	o := &w.plan.Ops[plan.op]
+	name := fmt.Sprintf("client%d", plan.client)
+	_, ready := w.parts[name].current()
+	if v, _ := ready.(*voice); v != nil {
+		after := ""
+		if plan.after {
+			after = v.browser.last(o.org, o.id)
+		}
+		w.look(name, v, plan, o.org, o.id, after)
 	}
 }
 
@@ -198,7 +299,7 @@ func (w *world) calm(ctx context.Context) {
 			l.host.mend()
 			l.host.release()
 		}
-		if pr, ok := ready.(*projector.Projector); ok && stopped(pr) {
+		if n, ok := ready.(*node); ok && stopped(n.projector) {
 			// A partition that was told that its offset does not exist stops until somebody has looked.
 			w.history.note("operator", "starts %s again, which has stopped a partition", name)
 			done := p.down()
@@ -251,7 +352,10 @@ func (w *world) command(c commandPlan) {
 		cmd.CommandID, cmd.By = c.id, operation.By{Who: name, Reason: "chance"}
 	}
 	if c.kind == operation.Postpone {
-		cmd.Until = operation.TimeOf(time.Now().Add(c.until))
+		cmd.Until = operation.TimeOf(w.parts[name].clock.now().Add(c.until))
+	}
+	if c.kind == operation.Retry && c.corrects {
+		cmd.Data = []byte(fmt.Sprintf(`{"n":%d}`, 3+c.client))
 	}
 	w.give(name, v, c, o, cmd)
 }
@@ -267,6 +371,8 @@ func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *opera
 		how = "puts astray"
 	case c.plain:
 		how = "puts"
+	case c.asks():
+		how = fmt.Sprintf("asks projector%d to", c.node)
 	}
 	w.history.note(name, "%s %s %s/%s id %q%s", how, cmd.Kind, cmd.Org, cmd.ID, cmd.CommandID, otherBody(c.other))
 	w.calling.Go(func() {
@@ -279,6 +385,8 @@ func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *opera
 		case c.plain:
 			k.err = w.put(ctx, v, c, o, cmd)
 			k.acked = k.err == nil
+		case c.asks():
+			w.ask(ctx, v, k)
 		default:
 			k.answer, k.err = v.answers.Do(ctx, cmd, o.target())
 		}
@@ -293,6 +401,13 @@ func (w *world) give(name string, v *voice, c commandPlan, o *opPlan, cmd *opera
 			w.history.note(name, "hears of %s %s/%s: it is safe", cmd.Kind, cmd.Org, cmd.ID)
 		default:
 			w.history.note(name, "hears of %s %s/%s: %d-%d %s %s", cmd.Kind, cmd.Org, cmd.ID, k.answer.Partition, k.answer.Place, k.answer.Event, codeOf(k.answer.Rejection))
+			if c.reads && v.browser != nil {
+				kind := readOne
+				if c.wait > 0 {
+					kind = readHistory
+				}
+				w.look(name, v, &readPlan{node: c.reader, kind: kind}, o.org, o.id, k.answer.Position().String())
+			}
 		}
 	})
 }
@@ -321,6 +436,14 @@ func (w *world) stray(ctx context.Context, v *voice, c commandPlan, o *opPlan, c
 	return v.raw.ProduceSync(ctx, rec).FirstErr()
 }
 
+// retryData is what a retry by hand corrects, nil for nothing.
+func retryData(cmd *operation.Command) any {
+	if cmd.Data == nil {
+		return nil
+	}
+	return json.RawMessage(cmd.Data)
+}
+
 // put gives a command through package producers.
 func (w *world) put(ctx context.Context, v *voice, c commandPlan, o *opPlan, cmd *operation.Command) error {
 	t := producers.Target{Organization: o.org, ID: o.id, DependencyToken: o.token, PartitionKey: o.key}
@@ -341,7 +464,7 @@ func (w *world) put(ctx context.Context, v *voice, c commandPlan, o *opPlan, cmd
 	case operation.Postpone:
 		return v.plain.Postpone(ctx, t, cmd.Until.Go(), by)
 	case operation.Retry:
-		return v.plain.Retry(ctx, t, nil, by)
+		return v.plain.Retry(ctx, t, retryData(cmd), by)
 	default:
 		return v.plain.Delete(ctx, t, by)
 	}

@@ -51,6 +51,9 @@ func TestSeeds(t *testing.T) {
 		total.Events += s.Events
 		total.Void += s.Void
 		total.Recovered += s.Recovered
+		total.Asked += s.Asked
+		total.Reads += s.Reads
+		total.Heard += s.Heard
 		total.Drained = max(total.Drained, s.Drained)
 	}
 	t.Logf("seeds %d to %d in %s: %+v", first, first+ran-1, time.Since(began).Round(time.Millisecond), total)
@@ -59,7 +62,7 @@ func TestSeeds(t *testing.T) {
 func simulate(t *testing.T, seed uint64, show bool) (stats Stats) {
 	t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 		// Outside of the bubble, where time is real.
-		watch := time.AfterFunc(2*time.Minute, func() {
+		watch := time.AfterFunc(time.Minute, func() {
 			debug.SetTraceback("all")
 			panic(fmt.Sprintf("seed %d does not go on: look for a goroutine of its bubble that waits for a mutex", seed))
 		})

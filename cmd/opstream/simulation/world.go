@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +38,10 @@ type world struct {
 	parts   map[string]*part
 	names   []string // of parts, in order
 	stores  []*sqlite.Store
-	quiet   atomic.Bool
+	dir     string // of the tables that have two writers
+
+	twinStore *sqlite.Store
+	quiet     atomic.Bool
 
 	inspected atomic.Int64   // live operations that were recovered twice and compared
 	running   sync.WaitGroup // lives
@@ -104,12 +109,8 @@ func newWorld(ctx context.Context, p *Plan) (*world, error) {
 			return nil, fmt.Errorf("create topic %s: %w", spec.Name, err)
 		}
 	}
-	for range p.Projectors {
-		store, err := sqlite.Open(ctx, "", sqlite.Options{Readers: 1, CacheKiB: 1024})
-		if err != nil {
-			return nil, errors.Join(err, w.close())
-		}
-		w.stores = append(w.stores, store)
+	if err := w.openTables(ctx); err != nil {
+		return nil, errors.Join(err, w.close())
 	}
 	for i := range p.Schedulers {
 		w.add(fmt.Sprintf("scheduler%d", i), w.scheduler(""))
@@ -118,7 +119,10 @@ func newWorld(ctx context.Context, p *Plan) (*world, error) {
 		w.add(fmt.Sprintf("worker%d", i), w.worker(i))
 	}
 	for i := range p.Projectors {
-		w.add(fmt.Sprintf("projector%d", i), w.projector(i)).alone = true
+		w.add(fmt.Sprintf("projector%d", i), w.node(i)).alone = true
+	}
+	if p.Twin {
+		w.add("twin", w.twin).alone = true
 	}
 	for i := range p.Clients {
 		w.add(fmt.Sprintf("client%d", i), w.client)
@@ -129,6 +133,32 @@ func newWorld(ctx context.Context, p *Plan) (*world, error) {
 		}
 	}
 	return w, nil
+}
+
+// openTables opens the tables of every node: in memory, unless another process has to open them, too.
+func (w *world) openTables(ctx context.Context) (err error) {
+	options := sqlite.Options{Readers: 1, CacheKiB: 1024}
+	for i := range w.plan.Projectors {
+		path := ""
+		if i == 0 && w.plan.Twin {
+			if w.dir, err = os.MkdirTemp("", "opstream-simulation-"); err != nil {
+				return err
+			}
+			path = filepath.Join(w.dir, "tables.db")
+		}
+		store, err := sqlite.Open(ctx, path, options)
+		if err != nil {
+			return err
+		}
+		w.stores = append(w.stores, store)
+		if path == "" {
+			continue
+		}
+		if w.twinStore, err = sqlite.Open(ctx, path, options); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *world) close() error {
@@ -142,6 +172,12 @@ func (w *world) close() error {
 	var errs []error
 	for _, s := range w.stores {
 		errs = append(errs, s.Close())
+	}
+	if w.twinStore != nil {
+		errs = append(errs, w.twinStore.Close())
+	}
+	if w.dir != "" {
+		errs = append(errs, os.RemoveAll(w.dir))
 	}
 	w.kafka.Close()
 	return errors.Join(errs...)
@@ -335,14 +371,14 @@ func (w *world) worker(i int) func(context.Context, *life) error {
 		}})
 		for _, t := range types {
 			if t != "rare" || i == 0 {
-				handlers[t] = w.handler(l.host)
+				handlers[t] = w.handler(l.host, l.part.clock)
 			}
 		}
 		p := w.plan
 		wk, err := worker.New(worker.Config{
 			Brokers: []string{address}, Opts: w.options(l.host), Topics: w.topics, Handlers: handlers, Slots: p.Slots,
 			Lease: p.Lease, TimeLimit: p.TimeLimit, ReturnGrace: returnGrace, StopGrace: time.Second, FlushLimit: time.Second,
-			Logger: log,
+			Logger: log, Now: l.part.clock.now,
 		})
 		if err != nil {
 			return err
@@ -351,15 +387,14 @@ func (w *world) worker(i int) func(context.Context, *life) error {
 	}
 }
 
-func (w *world) projector(i int) func(context.Context, *life) error {
-	return func(ctx context.Context, l *life) error {
-		p, err := projector.New(projector.Config{Store: w.stores[i], Client: w.options(l.host), Topics: w.topics, Log: w.log(l)})
-		if err != nil {
-			return err
-		}
-		l.part.offer(l, p)
-		return p.Run(ctx)
+// twin makes a projector that writes to the tables of projector0 as well.
+func (w *world) twin(ctx context.Context, l *life) error {
+	p, err := projector.New(projector.Config{Store: w.twinStore, Client: w.options(l.host), Topics: w.topics, Log: w.log(l)})
+	if err != nil {
+		return err
 	}
+	l.part.offer(l, &node{p})
+	return p.Run(ctx)
 }
 
 // voice is what a running client has.
@@ -367,6 +402,7 @@ type voice struct {
 	answers *answers.Client
 	plain   *producers.Client
 	raw     *kgo.Client
+	browser *browser
 	ctx     context.Context //nolint:containedctx // ends with the life
 }
 
@@ -388,8 +424,16 @@ func (w *world) client(ctx context.Context, l *life) error {
 		return errors.Join(err, a.Close(ctx), plain.Close(ctx))
 	}
 	defer raw.Close()
-	l.part.offer(l, &voice{a, plain, raw, ctx})
+	b := newBrowser(l.host.dial)
+	l.part.offer(l, &voice{a, plain, raw, b, ctx})
+	var listening sync.WaitGroup
+	listening.Go(func() { w.listen(ctx, l.part.name, b, chance(w.plan.Seed, "ears of "+l.host.name)) })
 	err = a.Run(ctx)
+	if ctx.Err() == nil {
+		l.cancel() // the process ends
+	}
+	listening.Wait()
+	b.transport.CloseIdleConnections()
 	closing, end := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer end()
 	return errors.Join(err, a.Close(closing), plain.Close(closing))
