@@ -18,6 +18,7 @@ import (
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/producers/answers"
 	"github.com/opstream/opstream/producers/command"
+	"github.com/opstream/opstream/projections"
 	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/projections/query"
 	"github.com/opstream/opstream/schemas"
@@ -29,19 +30,50 @@ type node struct{ projector *projector.Projector }
 // base is the address of a node's API: a name of the process, not of one of its lives.
 func base(i int) string { return fmt.Sprintf("http://localhost:%d", 8080+i) }
 
+// The safeguards of the read side that a test has switched off: reads do not wait, say that they know more than they do, and do not
+// tell of every change.
+var impatient, boastful, forgetful bool
+
+// progress is what a node knows of its tables, unless a test makes it lie.
+type progress struct{ query.Projected }
+
+func (p progress) WaitFor(ctx context.Context, partition int32, place operation.Place) error {
+	if impatient {
+		return nil
+	}
+	return p.Projected.WaitFor(ctx, partition, place)
+}
+
+func (p progress) AsOf(ctx context.Context) (api.Positions, time.Duration, error) {
+	list, lag, err := p.Projected.AsOf(ctx)
+	if boastful {
+		for i, part := range p.Status().Partitions {
+			if i < len(list) && part.End > part.Next {
+				list[i].Place++
+			}
+		}
+	}
+	return list, lag, err
+}
+
 // node makes a process with the roles projector and api, wired as the program wires it.
 func (w *world) node(i int) func(context.Context, *life) error {
 	return func(ctx context.Context, l *life) error {
 		log := w.log(l)
-		feed := query.NewFeed()
+		feed, batches := query.NewFeed(), 0
+		publish := func(b *projections.Batch) {
+			if batches++; !forgetful || batches%5 > 0 {
+				feed.PublishBatch(b)
+			}
+		}
 		p, err := projector.New(projector.Config{
-			Store: w.stores[i], Client: w.options(l.host), Topics: w.topics, Log: log, OnCommitted: feed.PublishBatch,
+			Store: w.stores[i], Client: w.options(l.host), Topics: w.topics, Log: log, OnCommitted: publish,
 		})
 		if err != nil {
 			return err
 		}
 		status := func(context.Context) api.Status { return api.Status{Ready: true} }
-		q := query.New(query.Config{Store: w.stores[i], Progress: query.Projected{Projector: p}, Feed: feed, Status: status})
+		q := query.New(query.Config{Store: w.stores[i], Progress: progress{query.Projected{Projector: p}}, Feed: feed, Status: status})
 		begin, stop := context.WithTimeout(ctx, 10*time.Second)
 		a, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: w.options(l.host)})
 		stop()

@@ -13,7 +13,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	runtime.GOMAXPROCS(1) // fewer orders in which a seed can run
+	runtime.GOMAXPROCS(1)   // fewer orders in which a seed can run
+	debug.SetGCPercent(400) // a world is small and short: garbage is cheaper kept
 	os.Exit(m.Run())
 }
 
@@ -31,18 +32,19 @@ func number(t *testing.T, name string, otherwise int) int {
 }
 
 // TestSeeds runs as many seeds as fit into the time. OPSTREAM_SIM_SECONDS gives it more, OPSTREAM_SIM_SEEDS bounds their number,
-// OPSTREAM_SIM_FIRST says where to begin, and OPSTREAM_SIM_SEED runs one and shows its history.
+// OPSTREAM_SIM_FIRST says where to begin and OPSTREAM_SIM_STEP how to go on, so that several processes can share the seeds, and
+// OPSTREAM_SIM_SEED runs one and shows its history.
 func TestSeeds(t *testing.T) {
 	if os.Getenv("OPSTREAM_SIM_SEED") != "" {
 		simulate(t, uint64(number(t, "OPSTREAM_SIM_SEED", 0)), true)
 		return
 	}
 	seconds := number(t, "OPSTREAM_SIM_SECONDS", 20)
-	first, most := number(t, "OPSTREAM_SIM_FIRST", 1), number(t, "OPSTREAM_SIM_SEEDS", 1<<30)
+	first, step, most := number(t, "OPSTREAM_SIM_FIRST", 1), number(t, "OPSTREAM_SIM_STEP", 1), number(t, "OPSTREAM_SIM_SEEDS", 1<<30)
 	began, ran := time.Now(), 0
 	var total Stats
 	for ; ran < most && time.Since(began) < time.Duration(seconds)*time.Second; ran++ {
-		s := simulate(t, uint64(first+ran), false)
+		s := simulate(t, uint64(first+ran*step), false)
 		total.Virtual += s.Virtual
 		total.Operations += s.Operations
 		total.Calls += s.Calls
@@ -56,7 +58,7 @@ func TestSeeds(t *testing.T) {
 		total.Heard += s.Heard
 		total.Drained = max(total.Drained, s.Drained)
 	}
-	t.Logf("seeds %d to %d in %s: %+v", first, first+ran-1, time.Since(began).Round(time.Millisecond), total)
+	t.Logf("%d seeds from %d to %d in %s: %+v", ran, first, first+(ran-1)*step, time.Since(began).Round(time.Millisecond), total)
 }
 
 func simulate(t *testing.T, seed uint64, show bool) (stats Stats) {
