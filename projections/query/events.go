@@ -57,7 +57,12 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no") // proxies that would collect a page before they send it
 	w.WriteHeader(http.StatusOK)
-	out.buf.WriteString("retry: 2000\n\n")
+	out.buf.WriteString("retry: 2000\n")
+	// Who loses the connection before anything has come must be able to ask for what he missed, too.
+	if id := sub.Mark(); id != "" {
+		out.buf.WriteString("id: " + id + "\n")
+	}
+	out.buf.WriteString("\n")
 	if err := out.flush(); err != nil {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package query_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -320,5 +321,36 @@ func BenchmarkPublish(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		f.Publish(batch)
+	}
+}
+
+// A listener that loses its connection before anything has come knows from where to listen again, and misses nothing.
+func TestStreamBeginsWithWhereItStands(t *testing.T) {
+	w := newWorld(t)
+	server := serve(t, w.h)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/v1/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := server.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	id := ""
+	for lines := bufio.NewScanner(resp.Body); lines.Scan() && lines.Text() != ""; {
+		if text, ok := strings.CutPrefix(lines.Text(), "id: "); ok {
+			id = text
+		}
+	}
+	if id == "" {
+		t.Fatal("expected an id at the beginning of the stream, but there is none")
+	}
+	cancel()
+	w.simple("a", "import")
+	if c := change(t, <-listen(t, w, server, nil, id)); c.ID != "a" {
+		t.Errorf("expected to hear of what happened meanwhile, but heard of %s", c.ID)
 	}
 }
