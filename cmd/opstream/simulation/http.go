@@ -478,7 +478,7 @@ func (w *world) listen(ctx context.Context, name string, b *browser, r *rand.Ran
 	var s *stream
 	last, i := "", 0
 	for ctx.Err() == nil {
-		if s == nil || r.IntN(3) == 0 {
+		if s == nil || last == "" || r.IntN(3) == 0 {
 			s, last, i = nil, "", r.IntN(w.plan.Projectors)
 		}
 		client, head := b.at(i)

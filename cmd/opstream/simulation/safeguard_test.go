@@ -24,17 +24,17 @@ func TestTheCheckerSeesWhatIsBroken(t *testing.T) {
 		set   func(off bool)
 		known []uint64 // seeds that have found the damage before, and do so more often than not
 	}{
-		{"place and chain", flag(&safeguard.NoPlace), nil},
-		{"reading after an unanswered append", flag(&safeguard.NoReread), nil},
-		{"effects after the commit", flag(&safeguard.Early), nil},
-		{"effects sent again", flag(&safeguard.NoResend), nil},
-		{"memory of the session", flag(&safeguard.NoMemory), nil},
-		{"fence of the worker", flag(&safeguard.NoFence), nil},
-		{"positions in the batch's transaction", flag(&safeguard.Split), nil},
-		{"ids that are known", partition.ForgetIDs, nil},
-		{"reads wait for positions", flag(&impatient), nil},
-		{"as of what the tables have", flag(&boastful), nil},
-		{"changes are told", flag(&forgetful), nil},
+		{"place and chain", flag(&safeguard.NoPlace), []uint64{2}},
+		{"reading after an unanswered append", flag(&safeguard.NoReread), []uint64{17}},
+		{"effects after the commit", flag(&safeguard.Early), []uint64{2}},
+		{"effects sent again", flag(&safeguard.NoResend), []uint64{24}},
+		{"memory of the session", flag(&safeguard.NoMemory), []uint64{1}},
+		{"fence of the worker", flag(&safeguard.NoFence), []uint64{8}},
+		{"positions in the batch's transaction", flag(&safeguard.Split), []uint64{12}},
+		{"ids that are known", partition.ForgetIDs, []uint64{1}},
+		{"reads wait for positions", flag(&impatient), []uint64{1}},
+		{"as of what the tables have", flag(&boastful), []uint64{16}},
+		{"changes are told", flag(&forgetful), []uint64{1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			try := func(seed uint64, off bool) string {
