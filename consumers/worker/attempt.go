@@ -29,7 +29,7 @@ type attempt struct {
 	queuedAt  time.Time
 	startedAt time.Time
 	began     operation.Time // the same, as others are told it
-	abandoned bool // reported while its handler goes on
+	abandoned bool           // reported while its handler goes on
 	cause     error
 	cancel    context.CancelCauseFunc
 	deadline  time.Time // by the time limit
