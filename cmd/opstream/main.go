@@ -24,7 +24,7 @@ const (
 	exitRefused     = 3 // the service refused at least one request or command
 	exitNotFound    = 4 // there is no such operation
 	exitUnavailable = 5 // the service cannot be reached, or did not answer in time
-	exitDiffers     = 6 // verify: the tables are not what the journal says
+	exitDiffers     = 6 // verify: the tables are not what the journal says; topics --check: Kafka is not as it should be
 )
 
 func main() {
@@ -106,7 +106,7 @@ again from it.
 
 Exit codes: 0 done · 1 failed · 2 wrong command line · 3 something was refused ·
 4 not found · 5 the service cannot be reached or did not answer in time ·
-6 verify found a difference.`,
+6 verify or topics --check found a difference.`,
 		Example: `  opstream demo                  watch a help desk's 21 348 operations run
   opstream dev --data ./data     the whole service in one process
   opstream op list --status running`,
@@ -119,7 +119,7 @@ Exit codes: 0 done · 1 failed · 2 wrong command line · 3 something was refuse
 		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		newDemo(), newDev(), newServe(), newOp(), newJournal(), newDeadLetter(), newVerify(), newBench(), newVersion(),
+		newDemo(), newDev(), newServe(), newTopics(), newOp(), newJournal(), newDeadLetter(), newVerify(), newBench(), newVersion(),
 	)
 	for _, c := range all(root) {
 		usageErrors(c)

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -26,6 +25,7 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/internal/setup"
 	"github.com/opstream/opstream/producers/answers"
 	"github.com/opstream/opstream/producers/command"
 	"github.com/opstream/opstream/projections"
@@ -285,24 +285,26 @@ func standardHandlers(noopTypes []string, hooks webhook.Config) (map[string]work
 const leadersLimit = 30 * time.Second
 
 // createTopics creates the topics that are missing, and returns when all can be used: a broker answers before its partitions have
-// leaders, and before the other brokers know of them. Existing topics stay as they are.
+// leaders, and before the other brokers know of them. Existing topics stay as they are; what opstream topics plan would say of
+// them is logged.
 func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) error {
 	client, err := kgo.NewClient(cfg.clientOptions()...)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	admin := kadm.NewClient(client)
+	plan, err := setup.CreateMissing(ctx, client, setup.Config{Topics: cfg.topics, NewPartitions: partitions})
+	if err != nil {
+		return fmt.Errorf("cannot create the topics at %s: %w", strings.Join(cfg.brokers, ","), err)
+	}
+	for _, it := range plan.Of(setup.Create) {
+		cfg.log.Info("topic is there now", "topic", it.Topic, "partitions", it.Partitions, "replication_factor", it.Replication)
+	}
+	for _, it := range plan.Of(setup.Grow, setup.Set, setup.Refuse) {
+		cfg.log.Warn("a topic is not as it should be, see opstream topics plan", "topic", it.Topic, "detail", it.String())
+	}
 	var names []string
 	for _, spec := range cfg.topics.Specs(partitions, schemas.DefaultInboxPartitions) {
-		configs := map[string]*string{}
-		for k, v := range spec.Config() {
-			configs[k] = kadm.StringPtr(v)
-		}
-		answer, err := admin.CreateTopic(ctx, spec.Partitions, -1, configs, spec.Name)
-		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return fmt.Errorf("cannot create topic %s at %s: %w", spec.Name, strings.Join(cfg.brokers, ","), errors.Join(err, answer.Err))
-		}
 		names = append(names, spec.Name)
 	}
 	waiting, cancel := context.WithTimeout(ctx, leadersLimit)

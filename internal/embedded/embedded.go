@@ -61,6 +61,9 @@ const (
 	cleanerNeverMillis = 100 * 365 * 24 * 3600 * 1000
 )
 
+// ClusterID is what every embedded broker says its cluster is called.
+const ClusterID = "opstream-embedded"
+
 // ownTopicConfigs are the settings that a topic here always has.
 var ownTopicConfigs = map[string]string{
 	"retention.ms":    "-1",
@@ -180,7 +183,7 @@ func Open(ctx context.Context, config Config) (*Broker, error) {
 func (c Config) kfakeOptions(ready <-chan struct{}, gate **gatedListener) []kfake.Opt {
 	options := []kfake.Opt{
 		kfake.NumBrokers(1),
-		kfake.ClusterID("opstream-embedded"),
+		kfake.ClusterID(ClusterID),
 		kfake.WithLogger(kfakeLogger{c.Logger}),
 		kfake.ListenFn(func(network, address string) (net.Listener, error) {
 			l, err := net.Listen(network, address) //nolint:noctx // the broker gives no context here, and a loopback address is not looked up
