@@ -120,8 +120,8 @@ type looked struct {
 	plan     Plan
 	embedded bool
 	specs    []schemas.Spec
-	ids      []int32               // of the brokers
-	topics   map[string]topicFacts // those that are there
+	ids      []int32                      // of the brokers
+	topics   map[string]topicFacts        // those that are there
 	configs  map[string]map[string]string // of topics
 	broker   map[string]string            // of the brokers; nil when they do not tell
 	starts   kadm.ListedOffsets
