@@ -527,3 +527,56 @@ func TestPromisedOptions(t *testing.T) {
 		}
 	}
 }
+
+var fenced = regexp.MustCompile("(?s)```sh\n(.*?)```")
+
+// TestCommandsInDocuments makes sure that people who follow a document at night type commands that there are.
+func TestCommandsInDocuments(t *testing.T) {
+	t.Parallel()
+	promised := promisedOptions(t)
+	for _, name := range []string{"README.md", "runbooks.md"} {
+		text := string(deployFile(t, name))
+		var lines []string
+		for _, block := range fenced.FindAllStringSubmatch(text, -1) {
+			lines = append(lines, strings.Split(block[1], "\n")...)
+		}
+		for _, m := range regexp.MustCompile("`(opstream [^`]*)`").FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(m[1], "…") {
+				lines = append(lines, m[1])
+			}
+		}
+		seen := 0
+		for _, line := range lines {
+			command, ours := strings.CutPrefix(line, "opstream ")
+			if !ours {
+				continue
+			}
+			seen++
+			command, _, _ = strings.Cut(command, " #")
+			command, _, _ = strings.Cut(command, " >")
+			command, _, _ = strings.Cut(command, " |")
+			args := shellWords(command)
+			// In the middle of a sentence a command may stand without its arguments.
+			c, err := commandLine(newRoot(), promised, args)
+			if err != nil && c == nil && !strings.Contains(err.Error(), "arg(s)") {
+				t.Errorf("%s: opstream %s: %v", name, command, err)
+			}
+		}
+		if seen == 0 {
+			t.Errorf("%s: expected commands, but found none", name)
+		}
+	}
+}
+
+// shellWords splits a command line; quotes keep words together.
+func shellWords(line string) []string {
+	var out []string
+	for i, part := range strings.Split(line, `"`) {
+		if i%2 == 1 {
+			out = append(out, part)
+		} else {
+			out = append(out, strings.Fields(part)...)
+		}
+	}
+	return out
+}
