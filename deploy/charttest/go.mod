@@ -49,6 +49,6 @@ require (
 )
 
 replace (
-	k8s.io/apiextensions-apiserver => ./nocluster/apiextensions-apiserver
-	k8s.io/client-go => ./nocluster/client-go
+	k8s.io/apiextensions-apiserver => ./testdata/nocluster/apiextensions-apiserver
+	k8s.io/client-go => ./testdata/nocluster/client-go
 )

@@ -104,7 +104,11 @@ func Make(ctx context.Context, client *kgo.Client, cfg Config) (*Plan, error) {
 		l.topic(spec)
 	}
 	l.brokerSettings()
-	l.plan.Items = slices.Concat(l.plan.Of(Refuse), l.plan.Of(Create), l.plan.Of(Grow), l.plan.Of(Set), l.plan.Of(Warn), []Item{})
+	items := []Item{}
+	for _, a := range []Action{Refuse, Create, Grow, Set, Warn} {
+		items = append(items, l.plan.Of(a)...)
+	}
+	l.plan.Items = items
 	return &l.plan, nil
 }
 
@@ -309,6 +313,10 @@ func (l *looked) partitions() {
 		switch {
 		case have == 0, have == spec.Partitions:
 			continue
+		case l.embedded:
+			item.Action = Refuse
+			item.Reason = "the embedded broker makes its topics with numbers of its own, and would not start with others the next time"
+			item.Next = fmt.Sprintf("keep %d, or begin with another data folder and give the number to opstream dev or serve there", have)
 		case slices.Contains(history(), spec.Short) && len(used) > 0:
 			item.Action = Refuse
 			item.Reason = fmt.Sprintf("the partition of a key follows from their number, and %s have records: with another number a key's later records would stand apart from its earlier ones",

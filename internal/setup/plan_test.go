@@ -452,8 +452,14 @@ func TestEmbedded(t *testing.T) {
 		t.Errorf("expected the one missing topic to be made, to be kept for ever, but got %v and\n%s", err, lines(done))
 	}
 	plan, err := Make(t.Context(), client, Config{})
-	if err != nil || len(plan.Items) != 0 {
+	if err != nil || plan.Items == nil || len(plan.Items) != 0 {
 		t.Errorf("expected nothing to say, but got %v and\n%s", err, lines(plan.Items))
+	}
+	// Nothing has a record yet, but the broker would not start again.
+	_, err = Apply(t.Context(), client, Config{Partitions: 8})
+	var refused *RefusedError
+	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "another data folder") {
+		t.Errorf("expected other numbers to be refused, but got %v", err)
 	}
 }
 
