@@ -74,8 +74,10 @@ func (f *topicsFlags) validate() error {
 		name  string
 		value int64
 	}{
-		{"partitions", int64(f.cfg.Partitions)}, {"inbox-partitions", int64(f.cfg.InboxPartitions)},
-		{"replication-factor", int64(f.cfg.Replication)}, {"min-insync-replicas", int64(f.cfg.MinInSync)},
+		{"partitions", int64(f.cfg.Partitions)},
+		{"inbox-partitions", int64(f.cfg.InboxPartitions)},
+		{"replication-factor", int64(f.cfg.Replication)},
+		{"min-insync-replicas", int64(f.cfg.MinInSync)},
 	} {
 		if n.value < 0 || n.value > 10_000 {
 			faults = append(faults, fmt.Errorf("expected --%s from 0 to 10000, but got %d", n.name, n.value))

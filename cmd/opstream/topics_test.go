@@ -80,9 +80,16 @@ func TestTopicsCommand(t *testing.T) {
 	}
 
 	for _, args := range [][]string{
-		{"apply", "--yes", "--dry-run"}, {"apply", "--yes", "--check"}, {"plan", "--partitions", "-1"}, {"plan", "--timeout", "0s"},
-		{"acls", "--role", "king"}, {"acls", "apply"}, {"acls", "apply", "--principal", "worker"}, {"acls", "apply", "--principal", "worker=User:*"},
-		{"acls", "apply", "--principal", "king=User:a"}, {"acls", "apply", "--principal", "worker=a"},
+		{"apply", "--yes", "--dry-run"},
+		{"apply", "--yes", "--check"},
+		{"plan", "--partitions", "-1"},
+		{"plan", "--timeout", "0s"},
+		{"acls", "--role", "king"},
+		{"acls", "apply"},
+		{"acls", "apply", "--principal", "worker"},
+		{"acls", "apply", "--principal", "worker=User:*"},
+		{"acls", "apply", "--principal", "king=User:a"},
+		{"acls", "apply", "--principal", "worker=a"},
 	} {
 		topics("", args...).expect(t, exitUsage, "expected")
 	}
@@ -395,9 +402,21 @@ func TestRolesAreKeptFromWhatIsNotTheirs(t *testing.T) {
 	g := newGuarded(t)
 	journal, checkpoints := g.topics.Journal(), g.topics.Checkpoints()
 	for _, tt := range []struct{ role, topic string }{
-		{"worker", journal}, {"worker", checkpoints}, {"worker", g.topics.Requests()}, {"worker", g.topics.Inboxes()}, {"worker", g.topics.DeadLetter()},
-		{"api", journal}, {"api", g.topics.Reports()}, {"projector", journal}, {"requester", journal}, {"requester", g.topics.Signals()},
-		{"reader", journal}, {"admin", journal}, {"admin", g.topics.Requests()}, {"scheduler", g.topics.Requests()}, {"scheduler", g.topics.Reports()},
+		{"worker", journal},
+		{"worker", checkpoints},
+		{"worker", g.topics.Requests()},
+		{"worker", g.topics.Inboxes()},
+		{"worker", g.topics.DeadLetter()},
+		{"api", journal},
+		{"api", g.topics.Reports()},
+		{"projector", journal},
+		{"requester", journal},
+		{"requester", g.topics.Signals()},
+		{"reader", journal},
+		{"admin", journal},
+		{"admin", g.topics.Requests()},
+		{"scheduler", g.topics.Requests()},
+		{"scheduler", g.topics.Reports()},
 	} {
 		err := g.client(tt.role).ProduceSync(t.Context(), &kgo.Record{Topic: tt.topic, Value: []byte("x")}).FirstErr()
 		// A client that may not even see the topic is told so, too.
@@ -406,8 +425,14 @@ func TestRolesAreKeptFromWhatIsNotTheirs(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ role, topic string }{
-		{"worker", journal}, {"worker", g.topics.Requests()}, {"worker", g.topics.Reports()}, {"requester", g.topics.Requests()},
-		{"api", g.topics.Requests()}, {"projector", g.topics.Requests()}, {"admin", journal}, {"reader", checkpoints},
+		{"worker", journal},
+		{"worker", g.topics.Requests()},
+		{"worker", g.topics.Reports()},
+		{"requester", g.topics.Requests()},
+		{"api", g.topics.Requests()},
+		{"projector", g.topics.Requests()},
+		{"admin", journal},
+		{"reader", checkpoints},
 	} {
 		c := g.client(tt.role, kgo.ConsumeTopics(tt.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.KeepRetryableFetchErrors())
 		if err := c.PollFetches(t.Context()).Err(); !errors.Is(err, kerr.TopicAuthorizationFailed) {
