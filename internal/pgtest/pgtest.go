@@ -82,7 +82,7 @@ func With(t testing.TB, address, key, value string) string {
 	}
 	q := u.Query()
 	q.Set(key, value)
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // the driver leaves a plus as it is
 	return u.String()
 }
 
@@ -130,11 +130,24 @@ var postgresServer = sync.OnceValues(func() (string, error) {
 	return start(script, dir)
 })
 
+var (
+	heldMu sync.Mutex
+	held   []io.Closer
+)
+
+// hold keeps a pipe open until the process ends: one that nobody knows any more would be closed by the collector.
+func hold(pipe io.Closer) {
+	heldMu.Lock()
+	defer heldMu.Unlock()
+	held = append(held, pipe)
+}
+
 // start runs the script, whose standard input ends with this process, and then its server.
 func start(script, dir string) (string, error) {
 	// The inner shell removes the folder when the server has stopped; by then this process may be gone.
 	cmd := exec.CommandContext(context.Background(), "bash", "-c", `"$0" run "$1" --no-sync; rc=$?; rm -rf "$1"; exit $rc`, script, dir)
-	if _, err := cmd.StdinPipe(); err != nil { // kept open by this process
+	pipe, err := cmd.StdinPipe()
+	if err != nil {
 		return "", err
 	}
 	out, err := cmd.StdoutPipe()
@@ -168,6 +181,7 @@ func start(script, dir string) (string, error) {
 	select {
 	case line := <-said:
 		if line != "" {
+			hold(pipe)
 			return line, nil
 		}
 		err = cmd.Wait()
@@ -201,9 +215,11 @@ var cockroachServer = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	watch := exec.CommandContext(context.Background(), "bash", "-c", `while read -r _; do :; done; kill -9 "$(cat "$0/pid")"; rm -rf "$0"`, dir)
-	if _, err := watch.StdinPipe(); err != nil {
+	pipe, err := watch.StdinPipe()
+	if err != nil {
 		return "", err
 	}
+	hold(pipe)
 	apart(watch)
 	if err := watch.Start(); err != nil {
 		return "", fmt.Errorf("watch over %s: %w", binary, err)

@@ -1,0 +1,228 @@
+package cockroach
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/projections"
+)
+
+// Dump shows everything as it was when it began.
+func (s *Store) Dump(ctx context.Context, v projections.Visitor) error {
+	f, err := s.ready(ctx)
+	if err != nil {
+		return err
+	}
+	tx, err := s.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return fmt.Errorf("dump the tables: %w", err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	if f.snapshot != "" {
+		if _, err := tx.Exec(ctx, f.snapshot); err != nil {
+			return fmt.Errorf("dump the tables: %w", err)
+		}
+	}
+	have, err := positions(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if v.Positions != nil {
+		if err := v.Positions(have); err != nil {
+			return err
+		}
+	}
+	if v.Operation != nil {
+		if err := dumpOperations(ctx, tx, f.buckets, v); err != nil {
+			return fmt.Errorf("dump operations: %w", err)
+		}
+	}
+	if v.Rejection != nil {
+		if err := dumpRejections(ctx, tx, f.buckets, v.Rejection); err != nil {
+			return fmt.Errorf("dump rejections: %w", err)
+		}
+	}
+	if v.Count == nil {
+		return nil
+	}
+	var counts []projections.Count
+	for _, where := range []string{"org = 0", "org <> 0"} { // the totals first: they have the organization ""
+		part, err := scanCounts(tx.Query(ctx, fmt.Sprintf(selectCounts, where)))
+		if err != nil {
+			return fmt.Errorf("dump counts: %w", err)
+		}
+		slices.SortFunc(part, func(a, b projections.Count) int {
+			return cmp.Or(cmp.Compare(a.Organization, b.Organization), cmp.Compare(a.Type, b.Type), cmp.Compare(a.Status, b.Status), cmp.Compare(a.Wait, b.Wait))
+		})
+		counts = append(counts, part...)
+	}
+	for _, c := range counts {
+		if err := v.Count(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dumpRows is how many rows of one bucket are held at a time.
+const dumpRows = 500
+
+// merged shows the rows of all buckets by their keys. Read returns rows of one bucket beyond a key, at most dumpRows.
+func merged[T any](buckets int, key func(*T) int64, read func(bucket int16, beyond int64) ([]T, error), show func(*T) error) error {
+	type head struct {
+		rows []T
+		at   int
+		last int64
+		done bool
+	}
+	heads := make([]head, buckets)
+	for i := range heads {
+		heads[i].last = -1
+	}
+	for {
+		least := -1
+		for i := range heads {
+			h := &heads[i]
+			if h.at == len(h.rows) && !h.done {
+				rows, err := read(int16(i), h.last)
+				if err != nil {
+					return err
+				}
+				h.rows, h.at, h.done = rows, 0, len(rows) < dumpRows
+				if len(rows) > 0 {
+					h.last = key(&rows[len(rows)-1])
+				}
+			}
+			if h.at < len(h.rows) && (least < 0 || key(&h.rows[h.at]) < key(&heads[least].rows[heads[least].at])) {
+				least = i
+			}
+		}
+		if least < 0 {
+			return nil
+		}
+		h := &heads[least]
+		if err := show(&h.rows[h.at]); err != nil {
+			return err
+		}
+		h.at++
+	}
+}
+
+// dumped is an operation with its columns.
+type dumped struct {
+	columns
+	state, history, request []byte
+}
+
+func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.Visitor) error {
+	read := func(bucket int16, beyond int64) ([]dumped, error) {
+		rows, err := tx.Query(ctx, `SELECT key, org, type, status, wait, created, modified, id_hash, coalesce(token, 0), coalesce(correlation, 0), state, history, request
+			FROM operations WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3`, bucket, beyond, dumpRows)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		var out []dumped
+		for rows.Next() {
+			d := dumped{columns: columns{bucket: bucket}}
+			var status, wait int16
+			var key, created, modified int64
+			if err := rows.Scan(&key, &d.org, &d.kind, &status, &wait, &created, &modified, &d.id, &d.token, &d.correlation, &d.state, &d.history, &d.request); err != nil {
+				return nil, err
+			}
+			d.key, d.status, d.wait = projections.Key(key), operation.Status(status), operation.Wait(wait)
+			d.created, d.modified = operation.Time(created), operation.Time(modified)
+			out = append(out, d)
+		}
+		if err := rows.Err(); err != nil {
+			return nil, err
+		}
+		return out, addLater(ctx, tx, bucket, out)
+	}
+	show := func(d *dumped) error {
+		row := projections.Row{Partition: d.key.Partition()}
+		if err := projections.DecodeState(d.state, &row.State); err != nil {
+			return fmt.Errorf("operation %v: %w", d.key, err)
+		}
+		row.Request.Raw = d.request
+		if want := columnsOf(&row, buckets); d.columns != want && v.Fault != nil {
+			if err := v.Fault(d.key, fmt.Sprintf("its columns say %+v, its state says %+v", d.columns, want)); err != nil {
+				return err
+			}
+		}
+		return v.Operation(&row, d.history)
+	}
+	if err := merged(buckets, func(d *dumped) int64 { return int64(d.key) }, read, show); err != nil {
+		return err
+	}
+	if v.Fault == nil {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `SELECT DISTINCT e.key FROM operation_events e WHERE NOT EXISTS
+		(SELECT 1 FROM operations o WHERE o.bucket = e.bucket AND o.key = e.key) LIMIT 1000`)
+	if err != nil {
+		return err
+	}
+	orphans, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return err
+	}
+	for _, key := range orphans {
+		if err := v.Fault(projections.Key(key), "there is a history without an operation"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addLater adds the histories that stand in operation_events to these operations of one bucket.
+func addLater(ctx context.Context, tx pgx.Tx, bucket int16, to []dumped) error {
+	if len(to) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, "SELECT key, events FROM operation_events WHERE bucket = $1 AND key BETWEEN $2 AND $3 ORDER BY key, first",
+		bucket, int64(to[0].key), int64(to[len(to)-1].key))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for i := 0; rows.Next(); {
+		var key int64
+		var events []byte
+		if err := rows.Scan(&key, &events); err != nil {
+			return err
+		}
+		for i < len(to) && int64(to[i].key) < key {
+			i++
+		}
+		if i < len(to) && int64(to[i].key) == key {
+			to[i].history = append(to[i].history, events...)
+		}
+	}
+	return rows.Err()
+}
+
+func dumpRejections(ctx context.Context, tx pgx.Tx, buckets int, show func(*projections.Rejection) error) error {
+	read := func(bucket int16, beyond int64) ([]projections.Rejection, error) {
+		rows, err := tx.Query(ctx, "SELECT key, at, body FROM rejections WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3", bucket, beyond, dumpRows)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		var out []projections.Rejection
+		for rows.Next() {
+			r, err := scanRejection(rows)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, r)
+		}
+		return out, rows.Err()
+	}
+	return merged(buckets, func(r *projections.Rejection) int64 { return int64(projections.KeyOf(r.Partition, r.Place)) }, read, show)
+}
