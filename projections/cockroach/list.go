@@ -314,8 +314,12 @@ const walkColumns = "bucket, created, key, org, type, status, wait, modified, to
 
 // page asks for the first rows of the walk that pass. The database stops at the last of them.
 func (w *walk) page(limit int) (string, []any) {
+	bound := w.budget
+	if !w.residual() {
+		bound = limit
+	}
 	w.args = nil
-	return "SELECT created, key, state, 0 AS part FROM (" + w.steps(walkColumns+", state", w.budget) + ") AS w" + w.passes() + w.ordering() + " LIMIT " + strconv.Itoa(limit), w.args
+	return "SELECT created, key, state, 0 AS part FROM (" + w.steps(walkColumns+", state", bound) + ") AS w" + w.passes() + w.ordering() + " LIMIT " + strconv.Itoa(limit), w.args
 }
 
 // pageAndEnd asks for them, and for the last row of the walk and the one beyond it, if the walk is shorter than the list.

@@ -112,6 +112,7 @@ func Open(address string, opts Options) (*Store, error) {
 	if _, ok := config.ConnConfig.RuntimeParams["application_name"]; !ok {
 		config.ConnConfig.RuntimeParams["application_name"] = "opstream"
 	}
+	config.AfterConnect = walkOnly
 	// detached: the pool does not connect here, and lives until Close
 	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
@@ -120,6 +121,17 @@ func Open(address string, opts Options) (*Store, error) {
 	s := &Store{opts: opts, pool: pool, budget: defaultBudget, finding: make(chan *failure, 1)}
 	s.finding <- &failure{}
 	return s, nil
+}
+
+// walkOnly keeps PostgreSQL from collecting rows and sorting them where an index has them in order: it does that when it
+// believes that there are few, and its beliefs are as old as its statistics. CockroachDB, which names itself to every session,
+// has no such thing.
+func walkOnly(ctx context.Context, conn *pgx.Conn) error {
+	if conn.PgConn().ParameterStatus("crdb_version") != "" {
+		return nil
+	}
+	_, err := conn.Exec(ctx, "SET enable_bitmapscan = off")
+	return err
 }
 
 // Close closes all connections. Nothing may use the store any more.
