@@ -9,6 +9,14 @@
 // catches up. What cannot be mended by waiting stops one partition, loudly, and no other: a broken chain, a record that
 // this version cannot read, an event that contradicts the tables. Such a partition stays where it is until the process is
 // started again.
+//
+// # Several projectors
+//
+// Any number of processes may project into the same tables, where the store is a database for many. All read the whole journal, and
+// the store lets each batch in once: the projector that comes second is told so, stands by for BackoffMin, then twice as long and
+// so on up to BackoffMax, and begins again where the tables stand then. So one works and the others stand by, and take over
+// within BackoffMax when it ends. That they share the work must be said, by Config.Partitions; the counts, in which all
+// partitions meet, are right either way.
 package projector
 
 import (
@@ -149,6 +157,15 @@ func (p *Projector) Run(ctx context.Context) error {
 		}
 		if time.Since(started) > p.config.BackoffMax {
 			wait = p.config.BackoffMin
+		}
+		if errors.Is(err, errAgain) {
+			// The other one does what this one would. Should it end, this one finds nobody in its way when it looks again.
+			p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
+			p.fails(nil)
+			if !sleep(ctx, wait) {
+				return nil
+			}
+			continue
 		}
 		p.config.Log.LogAttrs(ctx, slog.LevelError, "projection is interrupted and begins again", slog.Any("err", err), slog.Duration("wait", wait))
 		p.fails(err)

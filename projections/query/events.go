@@ -106,7 +106,7 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 				out.event("reset", taken.At, dropped{"changes may have been missed; read the list again"})
 			}
 			for i := range taken.Items {
-				out.event("operation", q.Feed.eventID(taken.Items[i].Seq), &taken.Items[i].Change)
+				out.event("operation", taken.EventID(i), &taken.Items[i].Change)
 			}
 			if counts && !waiting {
 				waiting = true

@@ -16,10 +16,12 @@ import (
 
 // Feed hands changes on to those who listen.
 type Feed struct {
-	epoch string // tells the numbers of this process from those of another
+	wanted chan struct{} // holds a token when a listener has come
 
 	mu     sync.Mutex
+	epoch  string // tells the numbers of this process, since the last gap in them, from others
 	closed bool
+	broad  int    // listeners that must hear what has changed
 	seq    uint64 // of the latest change
 	ring   []api.Change
 	subs   map[*Subscription]struct{} // those that do not name one operation
@@ -37,10 +39,12 @@ const (
 // NewFeed returns a feed that has heard of nothing.
 func NewFeed() *Feed {
 	return &Feed{
-		epoch: strings.ToLower(rand.Text()[:8]), ring: make([]api.Change, 0, ringSize),
+		wanted: make(chan struct{}, 1), epoch: newEpoch(), ring: make([]api.Change, 0, ringSize),
 		subs: map[*Subscription]struct{}{}, byID: map[name]map[*Subscription]struct{}{},
 	}
 }
+
+func newEpoch() string { return strings.ToLower(rand.Text()[:8]) }
 
 // ChangeOf says what a row has become.
 func ChangeOf(row *projections.Row) api.Change {
@@ -81,6 +85,54 @@ func (f *Feed) Publish(changes []api.Change) {
 			s.put(f.seq, c)
 		}
 	}
+}
+
+// Signal wakes those who only want to know that this operation has changed.
+func (f *Feed) Signal(org string, id operation.ID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for s := range f.byID[name{org, string(id)}] {
+		if s.interest.SignalOnly {
+			s.wake()
+		}
+	}
+}
+
+// Gap says that there were changes which are not published: whoever listens is told to read again, and whoever comes back is,
+// too.
+func (f *Feed) Gap() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.epoch, f.seq, f.ring = newEpoch(), 0, f.ring[:0]
+	for s := range f.subs {
+		s.gap()
+	}
+	for _, subs := range f.byID {
+		for s := range subs {
+			s.gap()
+		}
+	}
+}
+
+// gap is Gap for one; the feed's lock is held.
+func (s *Subscription) gap() {
+	if s.err != nil {
+		return
+	}
+	if !s.interest.SignalOnly {
+		s.items, s.reset = nil, true
+	}
+	s.wake()
+}
+
+// Wanted is signalled when somebody begins to listen.
+func (f *Feed) Wanted() <-chan struct{} { return f.wanted }
+
+// Listened says whether anybody listens, and whether some of them must hear what has changed, and not only that something has.
+func (f *Feed) Listened() (somebody, what bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.subs)+len(f.byID) > 0, f.broad > 0
 }
 
 // Close ends all subscriptions; new ones end at once.
@@ -144,17 +196,27 @@ func (f *Feed) Subscribe(in Interest) *Subscription {
 	if in.LastEventID != "" && !in.SignalOnly {
 		s.catchUp(in.LastEventID)
 	}
+	if in.broad() {
+		f.broad++
+	}
 	if in.ID == "" {
 		f.subs[s] = struct{}{}
-		return s
+	} else {
+		key := name{in.Organization, in.ID}
+		if f.byID[key] == nil {
+			f.byID[key] = map[*Subscription]struct{}{}
+		}
+		f.byID[key][s] = struct{}{}
 	}
-	key := name{in.Organization, in.ID}
-	if f.byID[key] == nil {
-		f.byID[key] = map[*Subscription]struct{}{}
+	select {
+	case f.wanted <- struct{}{}:
+	default:
 	}
-	f.byID[key][s] = struct{}{}
 	return s
 }
+
+// broad says whether to signal one operation is not enough.
+func (in *Interest) broad() bool { return !in.SignalOnly || in.ID == "" }
 
 // catchUp queues what came after the event, or a reset if that is not known.
 func (s *Subscription) catchUp(lastEventID string) {
@@ -215,13 +277,18 @@ type Taken struct {
 	Reset bool   // changes before Items may have been missed
 	At    string // the event id to come back with when all of this was heard
 	Err   error  // the subscription has ended
+
+	epoch string
 }
+
+// EventID is the id of the i-th of Items.
+func (t *Taken) EventID(i int) string { return t.epoch + "-" + strconv.FormatUint(t.Items[i].Seq, 10) }
 
 // Take returns what has come since the last call.
 func (s *Subscription) Take() Taken {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
-	t := Taken{s.items, s.reset, s.feed.eventID(s.feed.seq), s.err}
+	t := Taken{Items: s.items, Reset: s.reset, At: s.feed.eventID(s.feed.seq), Err: s.err, epoch: s.feed.epoch}
 	s.items, s.reset = nil, false
 	return t
 }
@@ -236,6 +303,7 @@ func (s *Subscription) Mark() string {
 	return s.feed.eventID(s.feed.seq)
 }
 
+// eventID numbers a change; the lock is held.
 func (f *Feed) eventID(seq uint64) string { return f.epoch + "-" + strconv.FormatUint(seq, 10) }
 
 // Close ends the subscription.
@@ -243,8 +311,13 @@ func (s *Subscription) Close() {
 	f := s.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.subs, s)
 	key := name{s.interest.Organization, s.interest.ID}
+	_, all := f.subs[s]
+	_, one := f.byID[key][s]
+	if (all || one) && s.interest.broad() {
+		f.broad--
+	}
+	delete(f.subs, s)
 	if subs := f.byID[key]; subs != nil {
 		if delete(subs, s); len(subs) == 0 {
 			delete(f.byID, key)

@@ -2,7 +2,9 @@ package query
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,59 +43,124 @@ func held(list api.Positions, partition int32, next int64) api.Positions {
 	return append(list, positionOf(partition, operation.Place(next-1)))
 }
 
-// Polled is the Progress of a process whose tables another one writes: it asks the database, for all who wait together and
-// only while somebody does.
+// Polled is the Progress of a process whose tables others write too: it asks the database, for all who wait together and only
+// while somebody does.
 type Polled struct {
 	store projections.Reader
 	every time.Duration
-	lag   func() time.Duration
+	end   func(partition int32) int64
 
-	mu   sync.Mutex // held while asking
-	at   time.Time
-	next map[int32]int64
-	list api.Positions
+	mu     sync.Mutex
+	last   *answer
+	asking chan struct{} // closed when the one who asks now has an answer, nil when nobody asks
+	moved  chan struct{} // closed when the tables are heard to have moved
 }
 
-// NewPolled returns a Progress over the store that asks at most once in the given time. Lag tells how far the tables are
-// behind the journal, which the tables do not know.
-func NewPolled(store projections.Reader, every time.Duration, lag func() time.Duration) *Polled {
-	return &Polled{store: store, every: every, lag: lag}
+// answer is what the store has said, and when.
+type answer struct {
+	at        time.Time
+	positions map[int32]projections.Position
+	err       error
 }
 
-// refresh asks the store unless that was done a moment ago.
-func (p *Polled) refresh(ctx context.Context) (map[int32]int64, api.Positions, error) {
+// The times of Polled.
+const (
+	askTime = 5 * time.Second        // for the database to answer
+	maxPoll = 250 * time.Millisecond // between two questions for somebody who waits for long
+)
+
+// NewPolled returns a Progress over the store that asks at most once in the given time. End returns the offset after the last
+// record of the journal's partition that this process knows of: the tables do not know how far they are behind.
+func NewPolled(store projections.Reader, every time.Duration, end func(partition int32) int64) *Polled {
+	return &Polled{store: store, every: every, end: end, moved: make(chan struct{})}
+}
+
+// Advance tells of what this process has written itself, so that nobody need ask. It is for projector.Config.OnCommitted.
+func (p *Polled) Advance(steps []projections.Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.next != nil && time.Since(p.at) < p.every {
-		return p.next, p.list, nil
+	if p.last == nil || p.last.err != nil {
+		return
 	}
-	now := time.Now()
-	positions, err := p.store.Positions(ctx)
+	positions := maps.Clone(p.last.positions)
+	for _, step := range steps {
+		if step.To.Next > positions[step.To.Partition].Next {
+			positions[step.To.Partition] = step.To
+		}
+	}
+	p.last = &answer{at: p.last.at, positions: positions}
+	close(p.moved)
+	p.moved = make(chan struct{})
+}
+
+// heardOfMove returns what is closed when the tables are heard to have moved.
+func (p *Polled) heardOfMove() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.moved
+}
+
+// ask returns what the tables hold, as it was said at most p.every ago. All who ask at the same time are given one answer.
+func (p *Polled) ask(ctx context.Context) (*answer, <-chan struct{}, error) {
+	for {
+		p.mu.Lock()
+		if a := p.last; a != nil && time.Since(a.at) < p.every {
+			moved := p.moved
+			p.mu.Unlock()
+			return a, moved, a.err
+		}
+		asking := p.asking
+		if asking == nil {
+			asking = make(chan struct{})
+			p.asking = asking
+			go p.find(context.WithoutCancel(ctx), asking)
+		}
+		p.mu.Unlock()
+		select {
+		case <-asking:
+			p.mu.Lock()
+			a, moved := p.last, p.moved
+			p.mu.Unlock()
+			return a, moved, a.err
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+func (p *Polled) find(ctx context.Context, asking chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	list, err := p.store.Positions(ctx)
+	a := &answer{at: time.Now(), positions: make(map[int32]projections.Position, len(list)), err: err}
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the positions: %w", err)
+		// Without the chain of errors: that the question took too long does not mean that the caller's time is over.
+		a.err = errors.New("read the positions: " + err.Error())
 	}
-	next, list := make(map[int32]int64, len(positions)), make(api.Positions, 0, len(positions))
-	for _, pos := range positions {
-		next[pos.Partition] = pos.Next
-		list = held(list, pos.Partition, pos.Next)
+	for _, at := range list {
+		a.positions[at.Partition] = at
 	}
-	p.at, p.next, p.list = now, next, list
-	return next, list, nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.asking = a, nil
+	close(asking)
 }
 
 // WaitFor implements Progress.
 func (p *Polled) WaitFor(ctx context.Context, partition int32, place operation.Place) error {
-	for {
-		next, _, err := p.refresh(ctx)
+	for wait := p.every; ; wait = min(wait*3/2, maxPoll) {
+		a, moved, err := p.ask(ctx)
 		if err != nil {
 			return err
 		}
-		if int64(place) < next[partition] {
+		if int64(place) < a.positions[partition].Next {
 			return nil
 		}
-		timer := time.NewTimer(p.every)
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-moved:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
@@ -103,6 +170,18 @@ func (p *Polled) WaitFor(ctx context.Context, partition int32, place operation.P
 
 // AsOf implements Progress.
 func (p *Polled) AsOf(ctx context.Context) (api.Positions, time.Duration, error) {
-	_, list, err := p.refresh(ctx)
-	return list, p.lag(), err
+	a, _, err := p.ask(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	now := operation.TimeOf(time.Now())
+	list, lag := make(api.Positions, 0, len(a.positions)), time.Duration(0)
+	for _, n := range slices.Sorted(maps.Keys(a.positions)) {
+		at := a.positions[n]
+		list = held(list, n, at.Next)
+		if at.At != 0 && p.end(n) > at.Next {
+			lag = max(lag, now.Sub(at.At))
+		}
+	}
+	return list, lag, nil
 }

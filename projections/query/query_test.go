@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -342,12 +344,16 @@ func TestAwait(t *testing.T) {
 func TestPolled(t *testing.T) {
 	w := newWorld(t)
 	w.simple("a", "import")
-	p := query.NewPolled(w.store, time.Nanosecond, func() time.Duration { return time.Second })
+	p := query.NewPolled(w.store, time.Nanosecond, func(int32) int64 { return 1 })
 	if err := p.WaitFor(t.Context(), 0, 0); err != nil {
 		t.Errorf("expected the tables to hold it, but: %v", err)
 	}
-	if list, lag, err := p.AsOf(t.Context()); list.String() != "0-0" || lag != time.Second || err != nil {
-		t.Errorf("expected 0-0, but got %s %s %v", list, lag, err)
+	if list, lag, err := p.AsOf(t.Context()); list.String() != "0-0" || lag != 0 || err != nil {
+		t.Errorf("expected 0-0 and no lag, but got %s %s %v", list, lag, err)
+	}
+	behind := query.NewPolled(longAgo{w.store}, time.Nanosecond, func(int32) int64 { return 2 })
+	if _, lag, err := behind.AsOf(t.Context()); lag == 0 || err != nil {
+		t.Errorf("expected a lag while the journal has more, but got %s %v", lag, err)
 	}
 	done := make(chan error)
 	go func() { done <- p.WaitFor(t.Context(), 0, 1) }()
@@ -359,6 +365,72 @@ func TestPolled(t *testing.T) {
 	cancel()
 	if err := p.WaitFor(ctx, 0, 99); err == nil {
 		t.Error("expected the context's end")
+	}
+}
+
+// longAgo is tables whose last event is old.
+type longAgo struct{ projections.Store }
+
+func (longAgo) Positions(context.Context) ([]projections.Position, error) {
+	return []projections.Position{{Next: 1, At: 1}}, nil
+}
+
+// slowReader answers when it is told to, and counts how often it was asked.
+type slowReader struct {
+	projections.Store
+	asked   atomic.Int64
+	answers chan error
+}
+
+func (s *slowReader) Positions(ctx context.Context) ([]projections.Position, error) {
+	s.asked.Add(1)
+	if err := <-s.answers; err != nil {
+		return nil, err
+	}
+	return s.Store.Positions(ctx)
+}
+
+// TestPolledAsksOnce has many wait for one answer.
+func TestPolledAsksOnce(t *testing.T) {
+	w := newWorld(t)
+	w.simple("a", "import")
+	slow := &slowReader{Store: w.store, answers: make(chan error)}
+	p := query.NewPolled(slow, time.Hour, func(int32) int64 { return 0 })
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			if err := p.WaitFor(t.Context(), 0, 0); err != nil {
+				t.Errorf("expected the tables to hold it, but: %v", err)
+			}
+		})
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := p.AsOf(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("expected one whose time is over not to wait for the others, but got %v", err)
+	}
+	slow.answers <- nil
+	all.Wait()
+	if n := slow.asked.Load(); n != 1 {
+		t.Errorf("expected the database to be asked once, but it was %d times", n)
+	}
+	// What this process writes itself nobody need ask for.
+	waiting := make(chan error)
+	go func() { waiting <- p.WaitFor(t.Context(), 3, 7) }()
+	p.Advance([]projections.Step{{To: projections.Position{Partition: 3, Next: 8}}})
+	if err := <-waiting; err != nil || slow.asked.Load() != 1 {
+		t.Errorf("expected to hear of it without a question, but got %v after %d", err, slow.asked.Load())
+	}
+}
+
+// TestPolledFails: a database that takes too long is no caller whose time is over.
+func TestPolledFails(t *testing.T) {
+	w := newWorld(t)
+	slow := &slowReader{Store: w.store, answers: make(chan error, 1)}
+	p := query.NewPolled(slow, time.Nanosecond, func(int32) int64 { return 0 })
+	slow.answers <- fmt.Errorf("reach the database: %w", context.DeadlineExceeded)
+	if err := p.WaitFor(t.Context(), 0, 0); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("expected an error that is not the caller's own, but got %v", err)
 	}
 }
 
