@@ -27,6 +27,7 @@ import (
 	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/producers"
 	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/cockroach"
 	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/schemas"
 )
@@ -117,6 +118,7 @@ count from when they were due, so a late start counts against the service.`,
 			if err := f.check(); err != nil {
 				return &exitError{exitUsage, err}
 			}
+			databaseFromEnvironment(cmd, &f.database)
 			r, err := bench(ctx, f)
 			if err != nil {
 				r.Error = err.Error()
@@ -139,7 +141,7 @@ count from when they were due, so a late start counts against the service.`,
 	fl.Int32Var(&f.partitions, "partitions", 4, "partitions of the topics")
 	fl.IntVar(&f.slots, "slots", 1024, "handlers that run at once")
 	fl.StringSliceVar(&f.brokers, "brokers", nil, "a Kafka to measure on; its topics get a prefix of their own (default: the embedded broker)")
-	fl.StringVar(&f.database, "database", "", "SQLite file of the tables (default: a temporary one)")
+	databaseFlag(c, &f.database, "SQLite file or URL (postgres://…, cockroach://…) of the tables, which must be empty (default: a temporary file)")
 	fl.BoolVar(&f.sync, "sync", false, "write every append through to the disk (embedded)")
 	fl.BoolVar(&f.verify, "verify", false, "compare the tables with the journal afterwards")
 	fl.StringVar(&f.profile, "cpuprofile", "", "write a CPU profile of the measurement to this file")
@@ -173,7 +175,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	r = benchResult{
 		Peer: "opstream-embedded", Mode: f.mode, N: f.n, Payload: f.payload, Workers: f.slots, Expected: total,
 		Partitions: f.partitions, Orgs: f.orgs, Waiting: f.waiting,
-		Settings: fmt.Sprintf("%d partitions, %d slots, full history in SQLite", f.partitions, f.slots),
+		Settings: fmt.Sprintf("%d partitions, %d slots, full history in %s", f.partitions, f.slots, map[bool]string{false: "SQLite", true: "a database at a URL"}[cockroach.IsURL(f.database)]),
 	}
 	rec := newRecorder(total)
 	dir, err := os.MkdirTemp("", "opstream-bench-")

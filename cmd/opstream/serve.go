@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opstream/opstream/consumers/handlers/webhook"
+	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/cockroach"
 	"github.com/opstream/opstream/projections/sqlite"
 	"github.com/opstream/opstream/schemas"
 )
@@ -31,6 +33,21 @@ func brokersFlag(c *cobra.Command, to *[]string) {
 	c.Flags().StringSliceVar(to, "brokers", def, "some of Kafka's brokers, host:port (environment: OPSTREAM_BROKERS)")
 }
 
+// envDatabase is where the tables are unless --database says it. A URL may hold a password, which is nobody's business who
+// lists processes.
+const envDatabase = "OPSTREAM_DATABASE"
+
+// databaseFlag is --database. The environment is not its default: --help would show it.
+func databaseFlag(c *cobra.Command, to *string, what string) {
+	c.Flags().StringVar(to, "database", "", what+" (environment: "+envDatabase+")")
+}
+
+func databaseFromEnvironment(c *cobra.Command, to *string) {
+	if !c.Flags().Changed("database") {
+		*to = os.Getenv(envDatabase)
+	}
+}
+
 func newServe() *cobra.Command {
 	var cfg serviceConfig
 	var broker devFlags
@@ -43,8 +60,13 @@ func newServe() *cobra.Command {
 		Short: "Run some roles of the service over a Kafka that is there already",
 		Long: `serve runs one process of an installation over Kafka (any broker that speaks its
 protocol). Roles: scheduler (decides, any number), worker (runs the handlers webhook and
-noop, any number), projector and api (tables and API; together, one process: the tables
-are SQLite's in this version).
+noop, any number), projector (writes the tables) and api (answers from them).
+
+--database says where the tables are. A SQLite file belongs to one process, which is
+projector and api. With the URL of a PostgreSQL (15 or newer) or a CockroachDB (23.2 or newer)
+projector and api may be processes of their own, any number of each: one projector works,
+the others stand by. The database need not be there when a process starts, and its absence stops
+nothing but reading. TLS is a matter of the URL (sslmode, sslrootcert, …).
 
 The role broker is the broker of opstream dev in a process that other processes can reach,
 for tests and for installations on one host: it keeps the log in --data and listens at
@@ -54,6 +76,7 @@ At SIGTERM or Ctrl-C a process takes nothing new, lets handlers go on for ten se
 most, gives back what is left, and exits with 0. A second signal ends it at once.`,
 		Example: `  opstream serve --roles scheduler,worker --brokers kafka-1:9092,kafka-2:9092 --create-topics
   opstream serve --roles projector,api --brokers kafka-1:9092 --database ./tables.db --listen 0.0.0.0:8080
+  opstream serve --roles projector --brokers kafka-1:9092 --database postgres://opstream@db/opstream?sslmode=verify-full
   opstream serve --roles broker --data ./data --kafka 127.0.0.1:9092`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,6 +85,7 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 				return err
 			}
 			cfg.log, cfg.topics = log, schemas.Topics{Prefix: prefix}
+			databaseFromEnvironment(cmd, &cfg.database)
 			if len(cfg.roles) == 0 {
 				return &exitError{exitUsage, fmt.Errorf("expected --roles with some of %s", strings.Join(serveRoles, ", "))}
 			}
@@ -108,7 +132,7 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 	fl := c.Flags()
 	fl.StringSliceVar(&cfg.roles, "roles", nil, "what this process does: "+strings.Join(serveRoles, ", "))
 	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
-	fl.StringVar(&cfg.database, "database", "", "SQLite file of the tables (projector); empty keeps them in memory, or in --data")
+	databaseFlag(c, &cfg.database, "SQLite file or URL (postgres://…, cockroach://…) of the tables (projector, api); empty keeps them in memory, or in --data")
 	fl.StringVar(&broker.data, "data", "", "folder for the log; created when missing (broker)")
 	fl.StringVar(&broker.kafka, "kafka", defaultBroker, "loopback address at which the broker speaks Kafka's protocol (broker)")
 	fl.BoolVar(&cfg.sync, "sync", false, "write every append through to the disk: survives a power cut, costs speed (broker, projector)")
@@ -149,9 +173,16 @@ func checkBrokerFlags(cmd *cobra.Command, cfg *serviceConfig, broker devFlags) e
 	return nil
 }
 
-// openTables opens the SQLite file. What is in it can be made again, so nothing that is wrong with it is worth more than a new
+// openTables opens the tables. A database at a URL is not gone to yet, see package cockroach. Of the SQLite file: what is in it can be made again, so nothing that is wrong with it is worth more than a new
 // one; but whether a file may go is for people to say.
-func openTables(ctx context.Context, cfg *serviceConfig) (*sqlite.Store, error) {
+func openTables(ctx context.Context, cfg *serviceConfig) (projections.Store, error) {
+	if cockroach.IsURL(cfg.database) {
+		store, err := cockroach.Open(cfg.database, cockroach.Options{})
+		if err != nil {
+			return nil, &exitError{exitUsage, fmt.Errorf("--database: %w", err)}
+		}
+		return store, nil
+	}
 	if cfg.database == "" {
 		return sqlite.Open(ctx, "", sqlite.Options{})
 	}
@@ -164,8 +195,11 @@ func openTables(ctx context.Context, cfg *serviceConfig) (*sqlite.Store, error) 
 		return nil, fmt.Errorf("close %s: %w", cfg.database, err)
 	}
 	store, err := sqlite.Open(ctx, cfg.database, sqlite.Options{Sync: cfg.sync})
-	if err != nil && ctx.Err() == nil {
+	if err == nil {
+		return store, nil
+	}
+	if ctx.Err() == nil {
 		return nil, fmt.Errorf("%w\nNothing is lost: the tables are made again from the journal when %s is missing. To have that, remove it, with %[2]s-wal and %[2]s-shm, and start again", err, cfg.database)
 	}
-	return store, err
+	return nil, err
 }

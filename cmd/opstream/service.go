@@ -29,9 +29,9 @@ import (
 	"github.com/opstream/opstream/producers/answers"
 	"github.com/opstream/opstream/producers/command"
 	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/cockroach"
 	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/projections/query"
-	"github.com/opstream/opstream/projections/sqlite"
 	"github.com/opstream/opstream/schemas"
 )
 
@@ -52,7 +52,7 @@ type serviceConfig struct {
 	topics   schemas.Topics
 	roles    []string
 	listen   string // address of the API
-	database string // file of the tables; "" keeps them in memory
+	database string // file or URL of the tables; "" keeps them in memory
 	sync     bool
 	lease    time.Duration
 	log      *slog.Logger
@@ -68,7 +68,9 @@ type service struct {
 	group *group
 	url   string // of the API, when it has that role
 
-	store     *sqlite.Store
+	store     projections.Store
+	progress  query.Progress
+	follower  *query.Follower // when others may write the tables too
 	projector *projector.Projector
 	answers   *answers.Client
 	scheduler *scheduler.Scheduler
@@ -107,11 +109,11 @@ func ownerName() string {
 // startService starts the roles in the order in which they lean on one another. On an error it has stopped what it started.
 func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service, err error) {
 	s := &service{cfg: cfg, group: g}
-	if cfg.has(roleAPI) && !cfg.has(roleProjector) {
-		return nil, &exitError{exitUsage, errors.New("expected the role projector beside api: SQLite's tables are read in the process that writes them")}
+	if cfg.has(roleAPI) && !cfg.has(roleProjector) && !cockroach.IsURL(cfg.database) {
+		return nil, &exitError{exitUsage, errors.New("expected the role projector beside api, or --database with the URL of PostgreSQL or CockroachDB: SQLite's tables are read in the process that writes them")}
 	}
 	client := cfg.clientOptions()
-	if cfg.has(roleProjector) {
+	if cfg.has(roleProjector) || cfg.has(roleAPI) {
 		if s.store, err = openTables(ctx, &cfg); err != nil {
 			return nil, err
 		}
@@ -119,6 +121,13 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 			<-ctx.Done()
 			return s.store.Close()
 		})
+		s.feed = query.NewFeed()
+		if cockroach.IsURL(cfg.database) {
+			s.follower = query.NewFollower(s.store, pollEvery, s.feed, cfg.log)
+			s.progress = s.follower.Progress
+		}
+	}
+	if cfg.has(roleProjector) {
 		if err := s.startProjector(client); err != nil {
 			return nil, err
 		}
@@ -150,13 +159,19 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	return s, nil
 }
 
+// pollEvery is the least time between two questions to a database that others write, how far its tables are.
+const pollEvery = 10 * time.Millisecond
+
 func (s *service) startProjector(client []kgo.Opt) error {
-	s.feed = query.NewFeed()
 	var err error
 	s.projector, err = projector.New(projector.Config{
 		Store: s.store, Client: client, Topics: s.cfg.topics, Log: s.cfg.log,
 		OnCommitted: func(b *projections.Batch) {
-			s.feed.PublishBatch(b)
+			if s.follower != nil {
+				s.follower.Progress.Advance(b.Steps)
+			} else {
+				s.feed.PublishBatch(b)
+			}
 			if s.cfg.onCommitted != nil {
 				s.cfg.onCommitted(b)
 			}
@@ -165,8 +180,38 @@ func (s *service) startProjector(client []kgo.Opt) error {
 	if err != nil {
 		return err
 	}
-	s.query = query.New(query.Config{Store: s.store, Progress: query.Projected{Projector: s.projector}, Feed: s.feed, Status: s.status})
+	if s.progress == nil {
+		s.progress = query.Projected{Projector: s.projector}
+	}
 	s.group.start(roleProjector, s.projector.Run)
+	return nil
+}
+
+// follow has the API's own reader of the journal tell what is about to change in tables that others write.
+func (s *service) follow(ctx context.Context) error {
+	// Before that, so that nothing comes between the two.
+	stop := s.answers.Subscribe(func(entries []answers.Entry) {
+		heard := make([]query.Heard, 0, len(entries))
+		for i := range entries {
+			e := &entries[i]
+			h := query.Heard{Partition: e.Partition, Place: e.Place}
+			if e.Kind.Changes() {
+				h.Org, h.ID = e.Organization, e.ID
+			}
+			heard = append(heard, h)
+		}
+		s.follower.Hear(heard)
+	})
+	ends, err := projector.Journal{Client: s.cfg.clientOptions(), Topics: s.cfg.topics}.Ends(ctx)
+	if err != nil {
+		stop()
+		return err
+	}
+	s.follower.Begin(ends)
+	s.group.start("follower", func(ctx context.Context) error {
+		defer stop()
+		return s.follower.Run(ctx)
+	})
 	return nil
 }
 
@@ -175,6 +220,12 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	s.answers, err = answers.New(ctx, answers.Config{Brokers: s.cfg.brokers, Topics: s.cfg.topics, Options: client})
 	if err != nil {
 		return err
+	}
+	s.query = query.New(query.Config{Store: s.store, Progress: s.progress, Feed: s.feed, Status: s.status})
+	if s.follower != nil {
+		if err := s.follow(ctx); err != nil {
+			return err
+		}
 	}
 	s.group.start("answers", func(ctx context.Context) error {
 		err := s.answers.Run(ctx)
@@ -222,10 +273,12 @@ func (s *service) status(ctx context.Context) api.Status {
 	if err := s.ready(ctx); err != nil {
 		out.Ready, out.Reason = false, err.Error()
 	}
-	if s.projector != nil {
-		if positions, lag, err := (query.Projected{Projector: s.projector}).AsOf(ctx); err == nil {
+	if s.progress != nil {
+		if positions, lag, err := s.progress.AsOf(ctx); err == nil {
 			out.AsOf, out.LagMs = positions.String(), lag.Milliseconds()
 		}
+	}
+	if s.projector != nil {
 		p := s.projector.Status()
 		out.Details["projector"] = map[string]any{"lag": p.Lag, "ageMs": p.Age.Milliseconds()}
 	}
@@ -246,7 +299,12 @@ func (s *service) status(ctx context.Context) api.Status {
 }
 
 // ready says what this process waits for, or nil; what does not pass by itself first.
-func (s *service) ready(context.Context) error {
+func (s *service) ready(ctx context.Context) error {
+	if s.follower != nil && s.cfg.has(roleAPI) {
+		if _, _, err := s.progress.AsOf(ctx); err != nil {
+			return fmt.Errorf("the tables cannot be read: %w", err)
+		}
+	}
 	if s.projector != nil {
 		p := s.projector.Status()
 		if p.Failing != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/projections"
+	"github.com/opstream/opstream/projections/cockroach"
 	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/projections/sqlite"
 	"github.com/opstream/opstream/schemas"
@@ -55,7 +55,7 @@ func newVerify() *cobra.Command {
 	var prefix, data, database string
 	var output outputFlag
 	c := &cobra.Command{
-		Use:   "verify (--data DIR | --database FILE)",
+		Use:   "verify (--data DIR | --database FILE-OR-URL)",
 		Short: "Compare the tables with the journal, row by row",
 		Long: `verify reads the journal up to where the tables stand, checks its chain, folds the events
 by themselves and compares what comes out with every row of the tables: operations, their
@@ -66,10 +66,14 @@ yet is reported as how far they are behind, not as a difference. With --data and
 The exit code is 6 when the tables are not what the journal says. They can then be thrown
 away and made again from it. A chain that is broken ends verify with exit code 1.`,
 		Example: `  opstream verify --data ./data
-  opstream verify --brokers kafka-1:9092 --database ./tables.db --output json`,
+  opstream verify --brokers kafka-1:9092 --database ./tables.db --output json
+  opstream verify --brokers kafka-1:9092 --database postgres://opstream@db/opstream`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			path, err := tablesFile(data, database)
+			if data == "" {
+				databaseFromEnvironment(cmd, &database)
+			}
+			open, err := tables(data, database)
 			if err != nil {
 				return err
 			}
@@ -88,7 +92,7 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 			if _, err := j.ends(ctx); err != nil {
 				return err
 			}
-			store, err := sqlite.Open(ctx, path, sqlite.Options{Readers: 1})
+			store, err := open(ctx)
 			if err != nil {
 				return fmt.Errorf("open the tables: %w", err)
 			}
@@ -123,7 +127,7 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 	fl := c.Flags()
 	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
 	fl.StringVar(&data, "data", "", "data folder of opstream dev, whose tables to compare")
-	fl.StringVar(&database, "database", "", "SQLite file of the tables (also as sqlite:FILE)")
+	databaseFlag(c, &database, "SQLite file (also as sqlite:FILE) or URL (postgres://…, cockroach://…) of the tables")
 	output.add(c)
 	return c
 }
@@ -136,19 +140,38 @@ func openStopped(ctx context.Context, data string) (*embedded.Broker, error) {
 	return embedded.Open(ctx, embedded.Config{Dir: data, Logger: slog.New(slog.DiscardHandler)})
 }
 
+// tables finds the tables and returns how to open them. They must be there.
+func tables(data, database string) (open func(context.Context) (projections.Store, error), err error) {
+	if data == "" && cockroach.IsURL(database) {
+		return func(ctx context.Context) (projections.Store, error) {
+			store, err := cockroach.Open(database, cockroach.Options{Existing: true})
+			if err != nil {
+				return nil, err
+			}
+			if err := store.Ready(ctx); err != nil {
+				return nil, errors.Join(err, store.Close())
+			}
+			return store, nil
+		}, nil
+	}
+	path, err := tablesFile(data, database)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (projections.Store, error) {
+		return sqlite.Open(ctx, path, sqlite.Options{Readers: 1})
+	}, nil
+}
+
 // tablesFile finds the SQLite file. It must be there: opening another one would make empty tables.
 func tablesFile(data, database string) (string, error) {
 	path := database
 	switch {
 	case (data == "") == (database == ""):
-		return "", usage("expected either --data DIR or --database FILE, which say where the tables are")
+		return "", usage("expected either --data DIR or --database FILE-OR-URL, which say where the tables are")
 	case data != "":
 		path = filepath.Join(data, databaseFile)
 	case strings.Contains(database, ":"):
-		u, err := url.Parse(database)
-		if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql" || u.Scheme == "cockroachdb") {
-			return "", usage("expected --database to be a SQLite file, which is all that this version keeps tables in, but got a URL of %s", u.Scheme)
-		}
 		for _, prefix := range []string{"sqlite://", "sqlite:", "file:"} {
 			path = strings.TrimPrefix(path, prefix)
 		}

@@ -30,6 +30,8 @@ type Options struct {
 	// Buckets over which new tables spread their keys. Tables that are there keep theirs. Default: 8 in CockroachDB, 1 in
 	// PostgreSQL.
 	Buckets int
+	// Existing refuses a database without tables of this version, rather than to make them. Default: false.
+	Existing bool
 	// ApplyTime is how long one batch may take, all its tries together. Default: 1 min.
 	ApplyTime time.Duration
 }
@@ -242,6 +244,9 @@ func (s *Store) migrate(ctx context.Context) error {
 	}
 	if have == want {
 		return nil
+	}
+	if s.opts.Existing {
+		return fmt.Errorf("expected tables of version %d, but these are of version %d (0: there are none); is it the database that the service was started with?", want, have)
 	}
 	if _, err := provider.Up(ctx); err != nil {
 		return fmt.Errorf("bring the tables from version %d to %d: %w", have, want, err)
