@@ -279,7 +279,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"op postpone one -O o", "op postpone one -O o --until yesterday", "op postpone one -O o --until +never", "op postpone one -O o --until +-3h",
 		"op retry one -O o --data /no/such/file", "op wait one", "op wait --timeout -1s", "op counts --server ftp://there", "op counts --server http://",
 		"journal frobnicate", "journal tail --from 3", "journal tail --from end --since 3m", "journal tail --since soon", "journal tail --lines -1",
-		"verify", "verify --data a --database b", "verify --data /no/such/folder", "verify --database /", "verify --database postgres://there/db",
+		"verify", "verify --data a --database b", "verify --data /no/such/folder", "verify --database /", "verify --database postgres://there:port/db",
 	} {
 		run(t, "no JSON", strings.Fields(line)...).expect(t, exitUsage, "opstream: ")
 	}

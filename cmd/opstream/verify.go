@@ -143,11 +143,11 @@ func openStopped(ctx context.Context, data string) (*embedded.Broker, error) {
 // tables finds the tables and returns how to open them. They must be there.
 func tables(data, database string) (open func(context.Context) (projections.Store, error), err error) {
 	if data == "" && cockroach.IsURL(database) {
+		store, err := cockroach.Open(database, cockroach.Options{Existing: true})
+		if err != nil {
+			return nil, usage("--database: %s", err)
+		}
 		return func(ctx context.Context) (projections.Store, error) {
-			store, err := cockroach.Open(database, cockroach.Options{Existing: true})
-			if err != nil {
-				return nil, err
-			}
 			if err := store.Ready(ctx); err != nil {
 				return nil, errors.Join(err, store.Close())
 			}
