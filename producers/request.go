@@ -90,8 +90,8 @@ func encodeData(data any) ([]byte, error) {
 		return nil, nil
 	case json.RawMessage:
 		// It is spliced into the request, and must not end its own member and begin others.
-		if !json.Valid(d) {
-			return nil, &Error{Code: schemas.MalformedJSON, Field: "data", Reason: fmt.Sprintf("expected JSON, but got %.64q", d)}
+		if err := schemas.WellFormed(d); err != nil {
+			return nil, &Error{Code: err.Code, Field: "data", Reason: err.Reason}
 		}
 		return d, nil
 	}

@@ -2,7 +2,9 @@ package schemas
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"time"
 	"unicode/utf16"
@@ -128,6 +130,14 @@ func (r *reader) own() *DecodeError {
 		return &DecodeError{Code: r.refusal.Code, Field: r.refusal.Field, Reason: r.refusal.Reason}
 	}
 	return nil
+}
+
+// WellFormed says what is wrong with a JSON text that is to be spliced into a message, nil if nothing is: it is one whole value, not
+// nested deeper than MaxDepth. It is what of [CheckJSON] must hold before the message is written and read again.
+func WellFormed(b []byte) *DecodeError {
+	r := reader{b: b, deepest: MaxDepth}
+	r.skip()
+	return r.end()
 }
 
 // object enters an object; the result is for next. A value of another type is skipped, and next ends at once.
@@ -331,6 +341,11 @@ func (r *reader) opaque(limit int) []byte {
 func compact(dst, src []byte) []byte {
 	from, inString := 0, false
 	for i := 0; i < len(src); i++ {
+		if inString {
+			if i += plainRun(src[i:]); i == len(src) {
+				break
+			}
+		}
 		switch c := src[i]; {
 		case inString && c == '\\':
 			i++
@@ -464,10 +479,7 @@ func (r *reader) skipString() (body []byte, escaped bool) {
 	r.i++
 	from, wide := r.i, false
 	for {
-		for r.i < len(r.b) && plain[r.b[r.i]] {
-			r.i++
-		}
-		if r.i >= len(r.b) {
+		if r.i += plainRun(r.b[r.i:]); r.i >= len(r.b) {
 			break
 		}
 		switch c := r.b[r.i]; {
@@ -495,13 +507,25 @@ func (r *reader) skipString() (body []byte, escaped bool) {
 	return nil, escaped
 }
 
-// plain marks the bytes that need no second look in a string.
-var plain = func() (t [256]bool) {
-	for c := ' '; c < utf8.RuneSelf; c++ {
-		t[c] = c != '"' && c != '\\'
+// plainRun returns how many bytes at the beginning of b need no second look in a string: ASCII but control characters, quotes
+// and backslashes. It looks at eight at a time, because most of most requests is the text of strings.
+func plainRun(b []byte) int {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:])
+		quote, slash := w^'"'*ones, w^'\\'*ones
+		// The lowest high bit that is set is that of the first such byte; above it a borrow may have set others.
+		odd := (w | (w-' '*ones)&^w | (quote-ones)&^quote | (slash-ones)&^slash) & high
+		if odd != 0 {
+			return i + bits.TrailingZeros64(odd)/8
+		}
 	}
-	return t
-}()
+	for i < len(b) && b[i] >= ' ' && b[i] < utf8.RuneSelf && b[i] != '"' && b[i] != '\\' {
+		i++
+	}
+	return i
+}
 
 // escape goes behind one escape sequence, a pair of surrogates being one.
 func (r *reader) escape() bool {
