@@ -34,6 +34,7 @@ type actor struct {
 
 	flow flow
 
+	taken   int64        // the request after the last one that was decided, whether it left an event or not
 	burials []chan error // dead letters that are not known to be on the log
 	unsent  []appended   // forwarded requests whose signals recovery could not tell to be sent
 
@@ -89,7 +90,10 @@ func (a *actor) run(ctx context.Context) error {
 	if err := a.recover(ctx); err != nil {
 		return fmt.Errorf("recovery: %w", err)
 	}
-	a.log.Info("partition recovered", "live", a.engine.Live(), "end", int64(a.engine.End()), "took", time.Since(began).Round(time.Millisecond))
+	took := time.Since(began)
+	a.s.counters.Recoveries.Add(1)
+	a.s.counters.Recovering.Add(int64(took))
+	a.log.Info("partition recovered", "live", a.engine.Live(), "end", int64(a.engine.End()), "took", took.Round(time.Millisecond))
 
 	a.time = pace{last: a.engine.Now(), at: a.s.ticks.now()}
 	a.engine.Open(a.s.cfg.Owner, a.now())
@@ -166,8 +170,7 @@ func (a *actor) work(ctx context.Context) error {
 			a.offerAgain(tick)
 			resend = tick.Add(resendEvery)
 		}
-		a.seen.live.Store(int64(a.engine.Live()))
-		a.seen.end.Store(int64(a.engine.End()))
+		a.seen.show(a)
 
 		if a.engine.Silent(tick) {
 			a.s.fetch.askSilence(ctx)
@@ -287,6 +290,7 @@ func (a *actor) append() {
 		return
 	}
 	a.points.grew(len(events))
+	a.s.counters.Appended.Add(uint64(len(events)))
 	place := a.engine.End() - operation.Place(len(events))
 	topic := a.s.cfg.Topics.Journal()
 	for i := range events {
@@ -340,6 +344,7 @@ func (a *actor) acknowledge() error {
 		case got.err != nil && !safeguard.NoReread:
 			return fmt.Errorf("what became of the append for place %d is not known: %w", ev.place, got.err)
 		case got.err == nil && got.offset != int64(ev.place) && !safeguard.NoPlace:
+			a.s.counters.Displaced.Add(1)
 			return fmt.Errorf("%w: an event for place %d landed at %d", errDisplaced, ev.place, got.offset)
 		}
 		if !safeguard.Early {

@@ -86,6 +86,7 @@ func (c *checkpoints) write(a *actor, t operation.Time) {
 	}
 	c.last, c.events, c.since = set, 0, t
 	c.pending.Add(int64(len(records)))
+	a.s.counters.Sets.Add(1)
 	var first int64
 	for i, rec := range records {
 		last := i == len(records)-1

@@ -124,6 +124,9 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 	if moreReports || moreRequests && requestsMax > 0 {
 		a.signal()
 	}
+	if n := len(requests); n > 0 {
+		a.taken = requests[n-1].Offset + 1
+	}
 	for _, records := range [][]*kgo.Record{reports, requests} {
 		for i, rec := range records {
 			if *cause, err = a.input(ctx, rec, t); err != nil {
@@ -214,6 +217,7 @@ func (a *actor) bury(rec *kgo.Record, why error) {
 	if bad, ok := schemas.IsDecodeError(why); ok {
 		code = bad.Code
 	}
+	a.s.counters.Buried.Add(1)
 	a.log.Warn("input cannot be read; it goes to the dead letters", "topic", rec.Topic, "offset", rec.Offset, "err", why)
 	dead := schemas.DeadLetter(a.s.cfg.Topics, rec, code, why.Error(), a.s.cfg.Owner, a.now())
 	buried := make(chan error, 1)

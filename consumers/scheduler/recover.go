@@ -91,6 +91,7 @@ func (a *actor) replay(rec *kgo.Record) error {
 	case schemas.Broken:
 		return fmt.Errorf("the journal was changed at offset %d, and nothing after it can be trusted; restore it or stop this partition: %w", rec.Offset, err)
 	case schemas.Void:
+		a.s.counters.Void.Add(1)
 		a.engine.Skip(operation.Place(rec.Offset + 1))
 		return nil
 	}

@@ -100,6 +100,8 @@ type Scheduler struct {
 	fetch *fetcher
 	ticks ticker
 
+	counters Counters
+
 	mu      sync.Mutex
 	owned   map[int32]*ownership
 	ctx     context.Context //nolint:containedctx // of Run; the group's callbacks have none that outlives them
@@ -268,6 +270,7 @@ func (s *Scheduler) tend(ctx context.Context, p int32, seen *status) {
 		if ctx.Err() != nil || err == nil {
 			return
 		}
+		s.counters.Failed.Add(1)
 		// Another writer, a broker that does not answer, a log that cannot be read: all mended by reading anew. Two
 		// owners that fight take turns at growing distance instead of burning the CPU; chance keeps them out of step.
 		if pause = min(max(2*pause, 5*time.Millisecond), 2*time.Second); time.Since(began) > 10*time.Second {
@@ -315,21 +318,17 @@ func (s *Scheduler) hear(h heard) {
 	}
 }
 
-// Status tells what the scheduler knows of its partitions, for people and health checks.
-type Status struct {
-	Partition int32
-	Live      int // operations that have not ended
-	End       operation.Place
-	Active    bool // recovered and at work
-}
+// Counters returns the scheduler's counters, for reading.
+func (s *Scheduler) Counters() *Counters { return &s.counters }
 
 // Status lists the partitions that this process owns.
 func (s *Scheduler) Status() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := s.cfg.now()
 	out := make([]Status, 0, len(s.owned))
 	for p, o := range s.owned {
-		out = append(out, o.seen.get(p))
+		out = append(out, o.seen.get(p, now))
 	}
 	return out
 }

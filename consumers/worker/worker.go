@@ -220,6 +220,9 @@ func New(config Config) (*Worker, error) {
 	return w, nil
 }
 
+// Slots is how many handlers run at once.
+func (w *Worker) Slots() int { return w.cfg.Slots }
+
 // Counters returns the worker's counters, for reading.
 func (w *Worker) Counters() *Counters { return &w.counters }
 

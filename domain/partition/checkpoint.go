@@ -99,6 +99,7 @@ func (e *Engine) Restored() {
 			e.ready(o)
 		}
 		e.clock(o)
+		e.recount(o)
 		e.blocked(o, "", false)
 		e.link(o)
 	}

@@ -86,6 +86,7 @@ type op struct {
 	openAt  int32             // index in its session's open list, from 1
 	changed int32             // index in Engine.changed, from 1
 	saved   bool              // a checkpoint of this engine or of the one before holds it
+	wait    operation.Wait    // as it stands in Engine.waits
 
 	sentAt operation.Time // when its attempt was offered last
 }
@@ -109,6 +110,7 @@ type Engine struct {
 	served uint64        // of the queue that was served last, when it was: where a queue that was empty begins
 	timers heap          // due times
 	tied   map[Ref][]*op // those that are blocked by an operation which did not succeed
+	waits  [operation.WaitServicePaused + 1]int
 
 	// Of the sessions, from heartbeats.
 	sessions map[operation.SessionID]*session
@@ -169,6 +171,19 @@ func (e *Engine) Backlog() int {
 		}
 	}
 	return n
+}
+
+// Waiting is the number of live operations that do not run for this reason; those that are ready wait for resources.
+func (e *Engine) Waiting(why operation.Wait) int { return e.waits[why] }
+
+// recount moves o to the reason for which it waits now. What stands at WaitNone means nothing.
+func (e *Engine) recount(o *op) {
+	why := o.state.Wait()
+	if why != o.wait {
+		e.waits[o.wait]--
+		e.waits[why]++
+		o.wait = why
+	}
 }
 
 // State returns a live operation, or nil. It must not be changed, nor kept.
@@ -472,6 +487,7 @@ func (e *Engine) index(o *op, ev *operation.Event, before operation.Status) {
 		o.queue.tidy(priority(o), oq)
 	}
 	e.clock(o)
+	e.recount(o)
 	e.link(o)
 	if s.Status.Terminal() {
 		e.forget(o)

@@ -109,6 +109,7 @@ type Projector struct {
 	known      chan struct{} // closed when partitions is filled
 	failing    error         // what the projector is waiting to be over
 	since      time.Time     // when failing began
+	failures   uint64
 }
 
 // partition is what the projector knows of one; the mutex of Projector guards all but chain and at.
@@ -194,6 +195,9 @@ func (p *Projector) fails(err error) {
 	defer p.mu.Unlock()
 	if p.failing == nil && err != nil {
 		p.since = time.Now()
+	}
+	if err != nil {
+		p.failures++
 	}
 	p.failing = err
 }
@@ -588,6 +592,7 @@ type Status struct {
 	Age        time.Duration // the greatest
 	Failing    error         // what it waits to be over, nil if nothing
 	Since      time.Time     // since when it fails
+	Failures   uint64        // since it was made: batches that were not written, and reads that broke off
 }
 
 // PartitionStatus is how far the projector is in one partition.
@@ -605,7 +610,7 @@ func (p *Projector) Status() Status {
 	now := operation.TimeOf(time.Now())
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Status{Failing: p.failing, Since: p.since, Partitions: make([]PartitionStatus, 0, len(p.partitions))}
+	s := Status{Failing: p.failing, Since: p.since, Failures: p.failures, Partitions: make([]PartitionStatus, 0, len(p.partitions))}
 	if s.Failing == nil {
 		s.Since = time.Time{}
 	}
