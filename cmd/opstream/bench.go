@@ -49,6 +49,7 @@ type benchFlags struct {
 	profile    string
 	pids       []int
 	timeout    time.Duration
+	security   []kgo.Opt // for brokers
 }
 
 // benchResult is one line of JSON. Its fields are those of the peers' benchmark, so that both stand in one table; times are
@@ -95,6 +96,8 @@ type benchResult struct {
 
 func newBench() *cobra.Command {
 	var f benchFlags
+	var security kafkaSecurity
+	var opts *options
 	c := &cobra.Command{
 		Use:   "bench --mode drain|steady|chain",
 		Short: "Measure the service: throughput, latency, CPU and memory, as one line of JSON",
@@ -113,12 +116,23 @@ count from when they were due, so a late start counts against the service.`,
   opstream bench --mode chain -n 20000 --keys 100`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := opts.resolve(cmd); err != nil {
+				return err
+			}
+			if len(f.brokers) > 0 {
+				var err error
+				if f.security, err = security.options(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))); err != nil {
+					return usageOf(err)
+				}
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 			defer cancel()
 			if err := f.check(); err != nil {
 				return &exitError{exitUsage, err}
 			}
-			databaseFromEnvironment(cmd, &f.database)
+			if err := databaseFromEnvironment(cmd, &f.database); err != nil {
+				return err
+			}
 			r, err := bench(ctx, f)
 			if err != nil {
 				r.Error = err.Error()
@@ -129,6 +143,7 @@ count from when they were due, so a late start counts against the service.`,
 			return err
 		},
 	}
+	opts = addOptions(c, nil, security.targets())
 	fl := c.Flags()
 	fl.StringVar(&f.mode, "mode", "drain", "drain, steady or chain")
 	fl.IntVarP(&f.n, "operations", "n", 20_000, "operations")
@@ -224,7 +239,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 		cfg.brokers, cfg.dial = broker.Addrs(), broker.Dial
 	} else {
 		r.Peer = "opstream"
-		cfg.brokers = f.brokers
+		cfg.brokers, cfg.security = f.brokers, f.security
 		cfg.topics = schemas.Topics{Prefix: fmt.Sprintf("bench-%d-%d.", os.Getpid(), time.Now().UnixNano())}
 		created = true
 		if err := createTopics(ctx, &cfg, f.partitions); err != nil {

@@ -47,8 +47,8 @@ opstream op history shows it, and opstream journal tail.`,
 }
 
 func newDeadLetterList() *cobra.Command {
-	var brokers []string
-	var prefix, code, topic, since string
+	var kafka kafkaFlags
+	var code, topic, since string
 	var count int
 	var output outputFlag
 	c := &cobra.Command{
@@ -72,7 +72,7 @@ aside, why, and the topic, partition and offset at which it was found.`,
 				from = at.Go()
 			}
 			ctx := cmd.Context()
-			letters, err := openDeadLetters(ctx, brokers, prefix)
+			letters, err := kafka.openDeadLetters(cmd)
 			if err != nil {
 				return err
 			}
@@ -127,7 +127,7 @@ aside, why, and the topic, partition and offset at which it was found.`,
 			return errors.Join(err, out.Flush())
 		},
 	}
-	deadLetterFlags(c, &brokers, &prefix)
+	kafka.add(c)
 	fl := c.Flags()
 	fl.StringVar(&code, "code", "", "only those with this code")
 	fl.StringVar(&topic, "topic", "", "only those found on this topic, such as requests")
@@ -138,8 +138,7 @@ aside, why, and the topic, partition and offset at which it was found.`,
 }
 
 func newDeadLetterShow() *cobra.Command {
-	var brokers []string
-	var prefix string
+	var kafka kafkaFlags
 	var output outputFlag
 	c := &cobra.Command{
 		Use:   "show POSITION",
@@ -155,7 +154,7 @@ the bytes as they came (data when they are JSON, else text, else value in base64
 			if err != nil {
 				return usage("expected the position of a dead letter, such as 0-17, but got %q; opstream deadletter list has them", clean(cut(args[0], 60)))
 			}
-			letters, err := openDeadLetters(cmd.Context(), brokers, prefix)
+			letters, err := kafka.openDeadLetters(cmd)
 			if err != nil {
 				return err
 			}
@@ -172,14 +171,9 @@ the bytes as they came (data when they are JSON, else text, else value in base64
 			return err
 		},
 	}
-	deadLetterFlags(c, &brokers, &prefix)
+	kafka.add(c)
 	output.add(c)
 	return c
-}
-
-func deadLetterFlags(c *cobra.Command, brokers *[]string, prefix *string) {
-	brokersFlag(c, brokers)
-	c.Flags().StringVar(prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
 }
 
 // deadLetter is what is known of a record that nobody could read. The members whose names are theirs in any list come
@@ -330,6 +324,14 @@ func some[T ~string | ~[]byte](v T) string {
 type deadLetters struct {
 	*journal
 	topic string
+}
+
+func (k *kafkaFlags) openDeadLetters(cmd *cobra.Command) (*deadLetters, error) {
+	j, err := k.openJournal(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return &deadLetters{j, j.topics.DeadLetter()}, nil
 }
 
 func openDeadLetters(ctx context.Context, brokers []string, prefix string) (*deadLetters, error) {

@@ -38,10 +38,13 @@ type devFlags struct {
 	slots               int
 	lease               time.Duration
 	logLevel            string
+	opsListen           string
+	tlsCert, tlsKey     string
 }
 
 func newDev() *cobra.Command {
 	var f devFlags
+	var opts *options
 	c := &cobra.Command{
 		Use:   "dev --data DIR",
 		Short: "Run the whole service in one process, with nothing to install",
@@ -63,6 +66,9 @@ serves them: write one in Go with package consumers/worker, or name types for no
   curl -s localhost:8080/v1/counts`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := opts.resolve(cmd); err != nil {
+				return err
+			}
 			if f.data == "" {
 				return &exitError{exitUsage, errors.New("expected --data DIR, the folder for the log and the tables; see opstream dev --help")}
 			}
@@ -70,20 +76,18 @@ serves them: write one in Go with package consumers/worker, or name types for no
 			if err != nil {
 				return err
 			}
+			opts.warn(log)
+			if err := usageOf(checkPair(f.tlsCert, f.tlsKey, log)); err != nil {
+				return err
+			}
 			return runDev(cmd.Context(), f, log, cmd.OutOrStdout())
 		},
 	}
-	fl := c.Flags()
-	fl.StringVar(&f.data, "data", "", "folder for the log and the tables; created when missing")
-	fl.StringVar(&f.listen, "listen", defaultListen, "address of the API and its page")
-	fl.StringVar(&f.kafka, "kafka", defaultBroker, "loopback address at which the broker speaks Kafka's protocol")
-	fl.BoolVar(&f.sync, "sync", false, "write every append through to the disk: survives a power cut, costs speed")
-	fl.Int32Var(&f.partitions, "partitions", devPartitions, "partitions of a new data folder")
-	fl.StringSliceVar(&f.noop, "noop", nil, "more operation types that the handler noop serves")
-	fl.BoolVar(&f.allowPrivate, "webhook-private", false, "let webhooks call private addresses and plain http")
-	fl.IntVar(&f.slots, "slots", defaultDevSlot, "handlers that run at once")
-	fl.DurationVar(&f.lease, "lease", defaultLease, "a worker that is silent for longer has lost its attempts")
-	fl.StringVar(&f.logLevel, "log", "warn", "debug, info, warn or error")
+	opts = addOptions(c, map[string]string{"partitions": fmt.Sprint(devPartitions), "slots": fmt.Sprint(defaultDevSlot), "log": "warn"}, map[string]any{
+		"data": &f.data, "listen": &f.listen, "kafka": &f.kafka, "sync": &f.sync, "partitions": &f.partitions, "noop": &f.noop,
+		"webhook-private": &f.allowPrivate, "slots": &f.slots, "lease": &f.lease, "log": &f.logLevel,
+		"ops-listen": &f.opsListen, "tls-cert": &f.tlsCert, "tls-key": &f.tlsKey,
+	})
 	return c
 }
 
@@ -107,6 +111,11 @@ func startEmbedded(ctx context.Context, g *group, f devFlags, log *slog.Logger) 
 	}
 	cfg := serviceConfig{
 		roles: allRoles, listen: f.listen, sync: f.sync, lease: f.lease, log: log, handlers: handlers, slots: f.slots,
+		opsListen: f.opsListen, tlsCert: f.tlsCert, tlsKey: f.tlsKey,
+	}
+	ops, err := startOps(ctx, g, &cfg)
+	if err != nil {
+		return nil, err
 	}
 	if err := startBroker(ctx, g, f, &cfg); err != nil {
 		return nil, err
@@ -114,7 +123,11 @@ func startEmbedded(ctx context.Context, g *group, f devFlags, log *slog.Logger) 
 	if f.data != "" {
 		cfg.database = filepath.Join(f.data, databaseFile)
 	}
-	return startService(ctx, g, cfg)
+	s, err := startService(ctx, g, cfg)
+	if err == nil {
+		ops.serve(s)
+	}
+	return s, err
 }
 
 // startBroker starts the embedded broker, and has the other roles of this process use it.

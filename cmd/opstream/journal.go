@@ -45,8 +45,7 @@ reported, and makes the exit code 1; the other partitions go on.`,
 
 // journalFlags say what to read of which journal.
 type journalFlags struct {
-	brokers         []string
-	prefix          string
+	kafka           kafkaFlags
 	from, since     string
 	partitions      []int32
 	organization    string
@@ -55,9 +54,8 @@ type journalFlags struct {
 }
 
 func (f *journalFlags) add(c *cobra.Command) {
-	brokersFlag(c, &f.brokers)
+	f.kafka.add(c)
 	fl := c.Flags()
-	fl.StringVar(&f.prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
 	fl.StringVar(&f.from, "from", "", `where to begin: "start", "end", or positions such as 3-1042,4-17, which choose partitions, too`)
 	fl.StringVar(&f.since, "since", "", "begin with events of this time (RFC 3339), or of so long ago (such as 10m)")
 	fl.Int32SliceVar(&f.partitions, "partition", nil, "only these partitions")
@@ -79,7 +77,8 @@ type selection struct {
 }
 
 // open connects to the brokers and finds out what there is to read.
-func (f *journalFlags) open(ctx context.Context) (*journal, *selection, error) {
+func (f *journalFlags) open(cmd *cobra.Command) (*journal, *selection, error) {
+	ctx := cmd.Context()
 	s := &selection{organization: f.organization, id: operation.ID(f.id), void: f.void, chain: f.withChain}
 	var positions api.Positions
 	var err error
@@ -95,7 +94,7 @@ func (f *journalFlags) open(ctx context.Context) (*journal, *selection, error) {
 			return nil, nil, err
 		}
 	}
-	j, err := openJournal(ctx, f.brokers, f.prefix)
+	j, err := f.kafka.openJournal(cmd)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -151,14 +150,23 @@ type journal struct {
 
 const reachTime = 5 * time.Second
 
+// openJournal connects as the options say.
+func (k *kafkaFlags) openJournal(cmd *cobra.Command) (*journal, error) {
+	security, err := k.connect(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return openJournal(cmd.Context(), k.brokers, k.prefix, security...)
+}
+
 // openJournal makes sure that a broker answers.
-func openJournal(ctx context.Context, brokers []string, prefix string) (*journal, error) {
-	j := &journal{brokers: brokers, topics: schemas.Topics{Prefix: prefix}, options: []kgo.Opt{
+func openJournal(ctx context.Context, brokers []string, prefix string, security ...kgo.Opt) (*journal, error) {
+	j := &journal{brokers: brokers, topics: schemas.Topics{Prefix: prefix}, options: append([]kgo.Opt{
 		kgo.SeedBrokers(brokers...), kgo.ClientID("opstream-journal"),
 		kgo.MetadataMinAge(100 * time.Millisecond), kgo.FetchMaxWait(500 * time.Millisecond),
 		// Batches are compressed, and --merge holds some of every partition.
 		kgo.FetchMaxBytes(1 << 20), kgo.FetchMaxPartitionBytes(256 << 10),
-	}}
+	}, security...)}
 	client, err := kgo.NewClient(j.options...)
 	if err != nil {
 		return nil, usage("expected --brokers such as %s, but: %w", defaultBroker, err)
@@ -173,6 +181,9 @@ func openJournal(ctx context.Context, brokers []string, prefix string) (*journal
 }
 
 func (j *journal) unreachable(err error) error {
+	if kafkaAdvice(err) != "" {
+		return &exitError{exitUnavailable, kafkaRefusal(j.brokers, err)}
+	}
 	return &exitError{exitUnavailable, fmt.Errorf("expected a broker at %s, but: %w\nstart one with: opstream dev --data DIR\nor give the address of one that runs with --brokers or OPSTREAM_BROKERS", clean(strings.Join(j.brokers, ",")), err)}
 }
 
@@ -475,7 +486,7 @@ can be told from void ones.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			j, s, err := f.open(ctx)
+			j, s, err := f.open(cmd)
 			if err != nil {
 				return err
 			}
@@ -622,7 +633,7 @@ told from void ones.`,
 				return usage("expected --lines to be 0 or more, but got %d", lines)
 			}
 			ctx := cmd.Context()
-			j, s, err := f.open(ctx)
+			j, s, err := f.open(cmd)
 			if err != nil {
 				return err
 			}

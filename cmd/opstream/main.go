@@ -119,7 +119,7 @@ Exit codes: 0 done · 1 failed · 2 wrong command line · 3 something was refuse
 		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		newDemo(), newDev(), newServe(), newTopics(), newReady(), newOp(), newJournal(), newDeadLetter(), newVerify(), newBench(), newVersion(),
+		newDemo(), newDev(), newServe(), newTopics(), newReady(), newOp(), newJournal(), newDeadLetter(), newVerify(), newBench(), newConfig(), newVersion(),
 	)
 	for _, c := range all(root) {
 		usageErrors(c)

@@ -3,13 +3,13 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/internal/tlsfiles"
 )
 
 func newOp() *cobra.Command {
@@ -48,17 +49,21 @@ const defaultServer = "http://" + defaultListen
 
 // remote is what every command has that speaks to the service: where it is, and how to answer.
 type remote struct {
-	server string
-	output outputFlag
+	*options
+	server, ca string
+	output     outputFlag
 }
 
 func (r *remote) add(c *cobra.Command) {
-	c.Flags().StringVar(&r.server, "server", cmp.Or(os.Getenv("OPSTREAM_SERVER"), defaultServer), "address of the service (environment: OPSTREAM_SERVER)")
+	r.options = addOptions(c, nil, map[string]any{"server": &r.server, "server-ca": &r.ca})
 	r.output.add(c)
 }
 
 // client makes the client for the address.
-func (r *remote) client() (*api.Client, error) {
+func (r *remote) client(cmd *cobra.Command) (*api.Client, error) {
+	if err := r.resolve(cmd); err != nil {
+		return nil, err
+	}
 	address := r.server
 	if !strings.Contains(address, "://") {
 		address = "http://" + address
@@ -70,6 +75,13 @@ func (r *remote) client() (*api.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = answerTime
 	transport.MaxIdleConnsPerHost = parallelReads
+	if r.ca != "" {
+		files, err := tlsfiles.Open(tlsfiles.Config{CA: r.ca})
+		if err != nil {
+			return nil, usage("server-ca: %w", err)
+		}
+		transport.TLSClientConfig = files.Client("")
+	}
 	return &api.Client{Base: strings.TrimSuffix(u.String(), "/"), HTTP: &http.Client{Transport: transport}}, nil
 }
 
@@ -143,9 +155,12 @@ func (r *remote) fail(cmd *cobra.Command, err error) error {
 func (r *remote) explain(err error) string {
 	var p *api.Problem
 	var netErr net.Error
+	var authority x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &p):
 		return problemText(p)
+	case errors.As(err, &authority):
+		return fmt.Sprintf("the certificate of %s is signed by an authority that is not known here: name its certificate with --server-ca or OPSTREAM_SERVER_CA", clean(r.server))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("nothing answers at %s (connection refused); start it with: opstream dev --data DIR\nor give the address of one that runs with --server or OPSTREAM_SERVER", clean(r.server))
 	case errors.Is(err, context.Canceled):

@@ -108,7 +108,7 @@ token nor partition key, or whose token or key is given.`,
 					return err
 				}
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}

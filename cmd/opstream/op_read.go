@@ -35,7 +35,7 @@ func newOpGet() *cobra.Command {
 			if err := needOrganization(organization); err != nil {
 				return err
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}
@@ -160,7 +160,7 @@ no more memory than one page.`,
 			if order != "newest" && order != "oldest" {
 				return usage("expected --order newest or oldest, but got %q", order)
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}
@@ -278,7 +278,7 @@ func newOpHistory() *cobra.Command {
 			if err := needOrganization(organization); err != nil {
 				return err
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}
@@ -351,7 +351,7 @@ func newOpCounts() *cobra.Command {
 		Example: "  opstream op counts --organization contoso",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}

@@ -71,7 +71,7 @@ the last object holds the numbers. The exit code is 3 when a line was refused.`,
 				}
 				in = f
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}

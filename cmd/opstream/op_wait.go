@@ -50,7 +50,7 @@ the exit code is 5.`,
 			if timeout < 0 {
 				return usage("expected --timeout to be positive, but got %s", timeout)
 			}
-			client, err := r.client()
+			client, err := r.client(cmd)
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,37 +23,8 @@ const roleBroker = "broker"
 
 var serveRoles = append(slices.Clone(allRoles), roleBroker)
 
-// brokersFlag is --brokers, with its default from the environment.
-func brokersFlag(c *cobra.Command, to *[]string) {
-	def := []string{defaultBroker}
-	if env := os.Getenv("OPSTREAM_BROKERS"); env != "" {
-		def = strings.Split(env, ",")
-	}
-	c.Flags().StringSliceVar(to, "brokers", def, "some of Kafka's brokers, host:port (environment: OPSTREAM_BROKERS)")
-}
-
-// envDatabase is where the tables are unless --database says it. A URL may hold a password, which is nobody's business who
-// lists processes.
-const envDatabase = "OPSTREAM_DATABASE"
-
-// databaseFlag is --database. The environment is not its default: --help would show it.
-func databaseFlag(c *cobra.Command, to *string, what string) {
-	c.Flags().StringVar(to, "database", "", what+" (environment: "+envDatabase+")")
-}
-
-func databaseFromEnvironment(c *cobra.Command, to *string) {
-	if !c.Flags().Changed("database") {
-		*to = os.Getenv(envDatabase)
-	}
-}
-
 func newServe() *cobra.Command {
-	var cfg serviceConfig
-	var broker devFlags
-	var prefix, logLevel string
-	var noopTypes []string
-	var create, allowPrivate bool
-	var partitions int32
+	var f serveFlags
 	c := &cobra.Command{
 		Use:   "serve --roles ROLE,… --brokers HOST:PORT,…",
 		Short: "Run some roles of the service over a Kafka that is there already",
@@ -72,6 +42,10 @@ The role broker is the broker of opstream dev in a process that other processes 
 for tests and for installations on one host: it keeps the log in --data and listens at
 --kafka, on this host only. It may stand alone or beside other roles, which then use it.
 
+Every flag can also be given in a file and in the environment: opstream config --help.
+--ops-listen opens a second address for whoever looks after the process: /livez, /readyz
+and /metrics.
+
 At SIGTERM or Ctrl-C a process takes nothing new, lets handlers go on for ten seconds at
 most, gives back what is left, and exits with 0. A second signal ends it at once.`,
 		Example: `  opstream serve --roles scheduler,worker --brokers kafka-1:9092,kafka-2:9092 --create-topics
@@ -80,12 +54,16 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
   opstream serve --roles broker --data ./data --kafka 127.0.0.1:9092`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
+			if err := f.resolve(cmd); err != nil {
+				return err
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), f.logLevel)
 			if err != nil {
 				return err
 			}
-			cfg.log, cfg.topics = log, schemas.Topics{Prefix: prefix}
-			databaseFromEnvironment(cmd, &cfg.database)
+			f.warn(log)
+			cfg, broker := f.cfg, f.broker
+			cfg.log, cfg.topics = log, schemas.Topics{Prefix: f.prefix}
 			if len(cfg.roles) == 0 {
 				return &exitError{exitUsage, fmt.Errorf("expected --roles with some of %s", strings.Join(serveRoles, ", "))}
 			}
@@ -97,22 +75,34 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 			if err := checkBrokerFlags(cmd, &cfg, broker); err != nil {
 				return err
 			}
-			if cfg.handlers, err = standardHandlers(noopTypes, webhook.Config{AllowPrivate: allowPrivate, AllowPlain: allowPrivate}); err != nil {
+			if err := f.check(log); err != nil {
+				return err
+			}
+			if cfg.handlers, err = standardHandlers(f.noopTypes, webhook.Config{AllowPrivate: f.allowPrivate, AllowPlain: f.allowPrivate}); err != nil {
 				return err
 			}
 			ctx := cmd.Context()
 			g := newGroup()
+			ops, err := startOps(ctx, g, &cfg)
+			if err != nil {
+				return stopped(ctx, g, err)
+			}
 			if cfg.has(roleBroker) {
 				broker.sync, broker.partitions = cfg.sync, devPartitions
-				if cmd.Flags().Changed("partitions") {
-					broker.partitions = partitions
+				if f.given("partitions") {
+					broker.partitions = f.partitions
 				}
 				if err := startBroker(ctx, g, broker, &cfg); err != nil {
 					return stopped(ctx, g, err)
 				}
+			} else {
+				cfg.security = f.clientOptions
+				if err := reachKafka(ctx, cfg.brokers, cfg.clientOptions(), log); err != nil {
+					return stopped(ctx, g, err)
+				}
 			}
-			if create {
-				if err := createTopics(ctx, &cfg, partitions); err != nil {
+			if f.create {
+				if err := createTopics(ctx, &cfg, f.partitions); err != nil {
 					return stopped(ctx, g, err)
 				}
 			}
@@ -120,6 +110,7 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 			if err != nil {
 				return stopped(ctx, g, err)
 			}
+			ops.serve(s)
 			fmt.Fprintf(cmd.OutOrStdout(), "opstream runs %s over %s.\n", strings.Join(cfg.roles, ", "), strings.Join(cfg.brokers, ","))
 			if s.url != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "page and API: %s\n", s.url)
@@ -128,22 +119,7 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 			return g.stop()
 		},
 	}
-	brokersFlag(c, &cfg.brokers)
-	fl := c.Flags()
-	fl.StringSliceVar(&cfg.roles, "roles", nil, "what this process does: "+strings.Join(serveRoles, ", "))
-	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
-	databaseFlag(c, &cfg.database, "SQLite file or URL (postgres://…, cockroach://…) of the tables (projector, api); empty keeps them in memory, or in --data")
-	fl.StringVar(&broker.data, "data", "", "folder for the log; created when missing (broker)")
-	fl.StringVar(&broker.kafka, "kafka", defaultBroker, "loopback address at which the broker speaks Kafka's protocol (broker)")
-	fl.BoolVar(&cfg.sync, "sync", false, "write every append through to the disk: survives a power cut, costs speed (broker, projector)")
-	fl.StringVar(&cfg.listen, "listen", defaultListen, "address of the API and its page (api)")
-	fl.BoolVar(&create, "create-topics", false, "create the topics that are missing")
-	fl.Int32Var(&partitions, "partitions", schemas.DefaultPartitions, "partitions of topics that are created (broker: of a new data folder, 4 unless given)")
-	fl.StringSliceVar(&noopTypes, "noop", nil, "more operation types that the handler noop serves (worker)")
-	fl.BoolVar(&allowPrivate, "webhook-private", false, "let webhooks call private addresses and plain http (worker)")
-	fl.IntVar(&cfg.slots, "slots", 64, "handlers that run at once (worker)")
-	fl.DurationVar(&cfg.lease, "lease", 15*time.Second, "a worker that is silent for longer has lost its attempts")
-	fl.StringVar(&logLevel, "log", "info", "debug, info, warn or error")
+	f.add(c)
 	return c
 }
 

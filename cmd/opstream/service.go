@@ -57,6 +57,11 @@ type serviceConfig struct {
 	lease    time.Duration
 	log      *slog.Logger
 
+	opsListen       string // address of the operations listener; "" for none
+	tlsCert, tlsKey string // of the API; "" for plain http
+	security        []kgo.Opt
+	metrics         *metrics // nil when nobody asks
+
 	handlers    map[string]worker.Handler
 	slots       int
 	onCommitted func(*projections.Batch) // hears of every batch in the tables; nil for none
@@ -94,7 +99,7 @@ func (c *serviceConfig) clientOptions() []kgo.Opt {
 	if c.dial != nil {
 		opts = append(opts, kgo.Dialer(c.dial))
 	}
-	return opts
+	return append(opts, c.security...)
 }
 
 // ownerName names this process: in the journal, as the writer of its partitions.
@@ -143,7 +148,7 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	}
 	if cfg.has(roleWorker) {
 		s.worker, err = worker.New(worker.Config{
-			Brokers: cfg.brokers, Opts: client, Topics: cfg.topics, Handlers: cfg.handlers, Slots: cfg.slots,
+			Brokers: cfg.brokers, Opts: client, Topics: cfg.topics, Handlers: cfg.metrics.handlers(cfg.handlers), Slots: cfg.slots,
 			Lease: cfg.lease, Version: versionOf().Version, Logger: cfg.log,
 		})
 		if err != nil {
@@ -172,6 +177,7 @@ func (s *service) startProjector(client []kgo.Opt) error {
 			} else {
 				s.feed.PublishBatch(b)
 			}
+			s.cfg.metrics.committed(b)
 			if s.cfg.onCommitted != nil {
 				s.cfg.onCommitted(b)
 			}
@@ -244,8 +250,13 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen for the API, choose another address with --listen: %w", err)
 	}
-	s.url = "http://" + listener.Addr().String()
-	server := api.NewServer(s.cfg.listen, api.Handler(s.cfg.log, routes...))
+	address := listener.Addr().String()
+	listener, scheme, err := s.cfg.secured(listener)
+	if err != nil {
+		return err
+	}
+	s.url = scheme + "://" + address
+	server := api.NewServer(s.cfg.listen, s.cfg.metrics.api(routes, api.Handler(s.cfg.log, routes...)))
 	server.ErrorLog = slog.NewLogLogger(s.cfg.log.Handler(), slog.LevelWarn)
 	s.group.start(roleAPI, func(ctx context.Context) error {
 		served := make(chan error, 1)

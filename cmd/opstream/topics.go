@@ -39,17 +39,12 @@ smaller. Doing it twice does nothing the second time.`,
 
 // topicsFlags say which Kafka, and what it should have.
 type topicsFlags struct {
-	brokers []string
-	prefix  string
-	cfg     setup.Config
-	check   bool
-	timeout time.Duration
-	output  outputFlag
-}
-
-func (f *topicsFlags) addKafka(c *cobra.Command) {
-	brokersFlag(c, &f.brokers)
-	c.Flags().StringVar(&f.prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
+	kafka    kafkaFlags
+	security []kgo.Opt // of clients; set by validate
+	cfg      setup.Config
+	check    bool
+	timeout  time.Duration
+	output   outputFlag
 }
 
 func (f *topicsFlags) addTimeout(c *cobra.Command) {
@@ -57,7 +52,7 @@ func (f *topicsFlags) addTimeout(c *cobra.Command) {
 }
 
 func (f *topicsFlags) add(c *cobra.Command) {
-	f.addKafka(c)
+	f.kafka.add(c)
 	f.addTimeout(c)
 	fl := c.Flags()
 	fl.Int32Var(&f.cfg.Partitions, "partitions", 0, fmt.Sprintf("partitions of requests, reports, signals, journal and checkpoints; 0 keeps what they have, or makes %d", schemas.DefaultPartitions))
@@ -67,8 +62,12 @@ func (f *topicsFlags) add(c *cobra.Command) {
 	f.output.add(c)
 }
 
-// validate refuses numbers that mean nothing.
-func (f *topicsFlags) validate() error {
+// validate finds the values, and refuses numbers that mean nothing.
+func (f *topicsFlags) validate(cmd *cobra.Command) error {
+	var err error
+	if f.security, err = f.kafka.connect(cmd); err != nil {
+		return err
+	}
 	var faults []error
 	for _, n := range []struct {
 		name  string
@@ -89,15 +88,15 @@ func (f *topicsFlags) validate() error {
 	if err := errors.Join(faults...); err != nil {
 		return &exitError{exitUsage, err}
 	}
-	f.cfg.Topics = schemas.Topics{Prefix: f.prefix}
+	f.cfg.Topics = schemas.Topics{Prefix: f.kafka.prefix}
 	return nil
 }
 
 // connect makes a client, and makes sure that a broker answers.
 func (f *topicsFlags) connect(ctx context.Context) (*kgo.Client, error) {
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(f.brokers...), kgo.ClientID("opstream-topics"), kgo.MetadataMinAge(100*time.Millisecond),
-	)
+	client, err := kgo.NewClient(append([]kgo.Opt{
+		kgo.SeedBrokers(f.kafka.brokers...), kgo.ClientID("opstream-topics"), kgo.MetadataMinAge(100 * time.Millisecond),
+	}, f.security...)...)
 	if err != nil {
 		return nil, usage("expected --brokers such as %s, but: %w", defaultBroker, err)
 	}
@@ -105,7 +104,7 @@ func (f *topicsFlags) connect(ctx context.Context) (*kgo.Client, error) {
 	defer cancel()
 	if err := client.Ping(bounded); err != nil {
 		client.Close()
-		return nil, &exitError{exitUnavailable, fmt.Errorf("expected a broker at %s, but: %w\ngive the address of one that runs with --brokers or OPSTREAM_BROKERS", clean(strings.Join(f.brokers, ",")), err)}
+		return nil, &exitError{exitUnavailable, fmt.Errorf("expected a broker at %s, but: %w\ngive the address of one that runs with --brokers or OPSTREAM_BROKERS", clean(strings.Join(f.kafka.brokers, ",")), err)}
 	}
 	return client, nil
 }
@@ -132,7 +131,7 @@ With --check the exit code is 6 when anything differs, for pipelines; warnings d
 
 // plan makes a plan and shows it.
 func (f *topicsFlags) plan(cmd *cobra.Command) error {
-	if err := f.validate(); err != nil {
+	if err := f.validate(cmd); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
@@ -230,7 +229,7 @@ The principal needs the rights of the role admin; opstream topics acls lists the
 }
 
 func (f *topicsFlags) apply(cmd *cobra.Command, yes bool) error {
-	if err := f.validate(); err != nil {
+	if err := f.validate(cmd); err != nil {
 		return err
 	}
 	client, err := f.connect(cmd.Context())
@@ -337,7 +336,10 @@ acls apply gives the rights itself.`,
   opstream topics acls --kafka-acls --principal worker=User:crm-worker --brokers kafka-1:9092`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f.cfg.Topics = schemas.Topics{Prefix: f.prefix}
+			if err := f.kafka.resolve(cmd); err != nil {
+				return err
+			}
+			f.cfg.Topics = schemas.Topics{Prefix: f.kafka.prefix}
 			chosen, err := parseRoles(roles)
 			if err != nil {
 				return err
@@ -352,7 +354,7 @@ acls apply gives the rights itself.`,
 			return f.rights(cmd.OutOrStdout(), chosen, principals, commands, idempotentWrite)
 		},
 	}
-	f.addKafka(c)
+	f.kafka.add(c)
 	fl := c.Flags()
 	fl.StringSliceVar(&roles, "role", nil, "only these roles")
 	fl.BoolVar(&commands, "kafka-acls", false, "print commands for Kafka's kafka-acls.sh")
@@ -435,7 +437,7 @@ func (f *topicsFlags) rights(out io.Writer, roles []setup.Role, principals map[s
 				who = []string{"User:opstream-" + string(r.Role)}
 			}
 			for _, principal := range who {
-				fmt.Fprintln(out, r.Command(principal, strings.Join(f.brokers, ",")))
+				fmt.Fprintln(out, r.Command(principal, strings.Join(f.kafka.brokers, ",")))
 			}
 		}
 		return nil
@@ -469,7 +471,7 @@ The principal that gives rights needs Describe and Alter on the cluster.`,
 				}
 				yes = false
 			}
-			if err := f.validate(); err != nil {
+			if err := f.validate(cmd); err != nil {
 				return err
 			}
 			principals, err := f.principals(cmd)
@@ -487,7 +489,7 @@ The principal that gives rights needs Describe and Alter on the cluster.`,
 			return f.giveRights(cmd, client, principals, idempotentWrite, yes, dryRun || f.check)
 		},
 	}
-	f.addKafka(c)
+	f.kafka.add(c)
 	f.addTimeout(c)
 	fl := c.Flags()
 	fl.BoolVar(&yes, "yes", false, "do not ask")

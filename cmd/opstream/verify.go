@@ -51,8 +51,8 @@ type difference struct {
 }
 
 func newVerify() *cobra.Command {
-	var brokers []string
-	var prefix, data, database string
+	var kafka kafkaFlags
+	var data, database string
 	var output outputFlag
 	c := &cobra.Command{
 		Use:   "verify (--data DIR | --database FILE-OR-URL)",
@@ -71,21 +71,27 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if data == "" {
-				databaseFromEnvironment(cmd, &database)
+				if err := databaseFromEnvironment(cmd, &database); err != nil {
+					return err
+				}
 			}
 			open, err := tables(data, database)
 			if err != nil {
 				return err
 			}
 			ctx := cmd.Context()
-			if data != "" && !cmd.Flags().Changed("brokers") && os.Getenv("OPSTREAM_BROKERS") == "" {
+			security, err := kafka.connect(cmd)
+			if err != nil {
+				return err
+			}
+			if data != "" && !kafka.given("brokers") {
 				// The folder's own journal, when the service does not run: the default broker may be another one's.
 				if broker, err := openStopped(ctx, data); err == nil {
 					defer func() { _ = broker.Close() }() // nothing was written
-					brokers = broker.Addrs()
+					kafka.brokers, security = broker.Addrs(), nil
 				}
 			}
-			j, err := openJournal(ctx, brokers, prefix)
+			j, err := openJournal(ctx, kafka.brokers, kafka.prefix, security...)
 			if err != nil {
 				return err
 			}
@@ -123,9 +129,8 @@ away and made again from it. A chain that is broken ends verify with exit code 1
 			return nil
 		},
 	}
-	brokersFlag(c, &brokers)
+	kafka.add(c)
 	fl := c.Flags()
-	fl.StringVar(&prefix, "topic-prefix", schemas.DefaultPrefix, "before the name of every topic")
 	fl.StringVar(&data, "data", "", "data folder of opstream dev, whose tables to compare")
 	databaseFlag(c, &database, "SQLite file (also as sqlite:FILE) or URL (postgres://…, cockroach://…) of the tables")
 	output.add(c)

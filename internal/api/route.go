@@ -65,7 +65,7 @@ func Handler(log *slog.Logger, routes ...Route) http.Handler {
 	t := &tree{paths: map[int][]path{}}
 	for pattern, m := range methods {
 		segments := strings.Split(pattern, "/")
-		t.paths[len(segments)] = append(t.paths[len(segments)], path{segments, served(log, m)})
+		t.paths[len(segments)] = append(t.paths[len(segments)], path{pattern, segments, served(log, m)})
 	}
 	for _, list := range t.paths {
 		// A name before a parameter, so that /v1/a/b is not taken for /v1/a/{id}.
@@ -94,6 +94,7 @@ type tree struct {
 }
 
 type path struct {
+	pattern  string
 	segments []string
 	handler  http.Handler
 }
@@ -113,6 +114,7 @@ func (t *tree) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		got := strings.Split(escaped, "/")
 		for _, p := range t.paths[len(got)] {
 			if p.match(r, got) {
+				r.Pattern = p.pattern // for whoever counts
 				p.handler.ServeHTTP(w, r)
 				return
 			}
