@@ -73,7 +73,7 @@ func metricTable() []metric {
 		{"opstream_projector_batches_total", "counter", "", roleProjector, "Batches written"},
 		{"opstream_projector_rows_total", "counter", "", roleProjector, "Rows written: operations, steps of their histories, refusals"},
 
-		{"opstream_api_requests_total", "counter", "method route status", roleAPI, "Requests answered. Status 429 is the service asking its callers to wait"},
+		{"opstream_api_requests_total", "counter", "method route status", roleAPI, "Requests answered. Status 429 is the service asking its callers to wait; cut is an answer that broke off"},
 		{"opstream_api_seconds", "histogram", "route", roleAPI, "How long answers took, with the time for which the caller asked to wait; without streams"},
 		{"opstream_api_overloaded", "gauge", "", roleAPI, "1 while commands are refused because the service is behind"},
 		{"opstream_api_commands_in_flight", "gauge", "", roleAPI, "Commands whose answer is waited for"},
@@ -190,8 +190,12 @@ func (m *metrics) api(routes []api.Route, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		w := &statusWriter{ResponseWriter: rw, status: http.StatusOK}
+		whole := false
 		defer func() { // also when the handler cuts the connection by a panic
-			route, method := r.Pattern, r.Method
+			route, method, status := r.Pattern, r.Method, strconv.Itoa(w.status)
+			if !whole {
+				status = "cut"
+			}
 			if route == "" {
 				route = "none"
 			}
@@ -200,12 +204,13 @@ func (m *metrics) api(routes []api.Route, h http.Handler) http.Handler {
 			default:
 				method = "other" // a caller may send any word
 			}
-			m.requests.WithLabelValues(method, route, strconv.Itoa(w.status)).Inc()
+			m.requests.WithLabelValues(method, route, status).Inc()
 			if !streams[method+" "+route] {
 				m.answered.WithLabelValues(route).Observe(time.Since(began).Seconds())
 			}
 		}()
 		h.ServeHTTP(w, r)
+		whole = true
 	})
 }
 

@@ -27,7 +27,7 @@ type operations struct {
 // start, so there is no default.
 func startOps(ctx context.Context, g *group, cfg *serviceConfig) (*operations, error) {
 	if cfg.opsListen == "" {
-		return nil, nil //nolint:nilnil // the methods of a nil *operations do nothing
+		return nil, nil // whose methods do nothing
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.opsListen)
 	if err != nil {

@@ -13,6 +13,7 @@ func (e *Engine) Check() error {
 		return fmt.Errorf("between steps: %d chains to settle, inSettle %v, replaying %v", len(e.settling), e.inSettle, e.replaying)
 	}
 	ready, timed, open, members, blocked := 0, 0, 0, 0, 0
+	var waits [operation.WaitServicePaused + 1]int
 	for ref, o := range e.ops {
 		s := &o.state
 		if ref != (Ref{s.Org, s.ID}) || s.Status.Terminal() || s.Status == operation.StatusAbsent {
@@ -21,6 +22,7 @@ func (e *Engine) Check() error {
 		if (s.Status == operation.StatusReady) != (o.ready != nil) || (o.at[inReady] > 0) != (o.ready != nil) {
 			return fmt.Errorf("%v is %v, but its place in the queue is %v", ref, s.Status, o.at[inReady])
 		}
+		waits[s.Wait()]++
 		if o.ready != nil {
 			ready++
 			if o.ready.entries[o.at[inReady]-1].o != o || o.ready.org != s.Org || e.queues[s.Request.Type] != o.queue {
@@ -69,6 +71,11 @@ func (e *Engine) Check() error {
 			if !slices.Contains(e.tied[Ref{s.Org, s.BlockedBy}], o) {
 				return fmt.Errorf("%v is blocked by %v, which does not know", ref, s.BlockedBy)
 			}
+		}
+	}
+	for why := operation.WaitNone + 1; why <= operation.WaitServicePaused; why++ {
+		if e.Waiting(why) != waits[why] {
+			return fmt.Errorf("%d operations wait for %q, but %d are noted", waits[why], why, e.Waiting(why))
 		}
 	}
 	for _, q := range e.queues {

@@ -177,7 +177,7 @@ func (c *Client) ask(ctx context.Context) (token string, life time.Duration, err
 	if err != nil {
 		return "", 0, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is given up
+	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, answerMax+1))
 	if err != nil {
 		return "", 0, fmt.Errorf("expected an answer, but it broke off: %w", err)
