@@ -152,6 +152,7 @@ func TestOperationsListener(t *testing.T) {
 			t.Errorf("expected nothing else at the operations listener, but %s is answered with %d", path, status)
 		}
 	}
+	r.get(r.url + "/v1/status") // submit's requests are streams
 	const n = 20
 	for i := range n {
 		run(t, fmt.Sprintf(`{"organization": "secret-organization", "id": "secret-%d", "type": "noop"}`, i), "op", "submit", "--server", r.url, "--from", "-").expect(t, exitOK)

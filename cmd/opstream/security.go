@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -95,12 +94,19 @@ func (k *kafkaSecurity) options(log *slog.Logger) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
-// handshakeTime bounds a connection's dial and its handshake, each.
-const handshakeTime = 10 * time.Second
+// handshakeTime bounds the TLS handshake of a connection, and reachTimeMax all that is done at the start to find out whether the brokers let
+// this process in: a handshake that is not answered must be heard of within it.
+const (
+	handshakeTime = 4 * time.Second
+	reachTimeMax  = 10 * time.Second
+)
+
+// errHandshake marks a TLS handshake that the other side did not answer.
+var errHandshake = errors.New("the TLS handshake was not answered")
 
 // secureDialer dials with the certificates of the moment.
 func secureDialer(files *tlsfiles.Files, serverName string) func(context.Context, string, string) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: handshakeTime}
+	dialer := &net.Dialer{Timeout: reachTimeMax}
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		name := serverName
 		if name == "" {
@@ -115,10 +121,13 @@ func secureDialer(files *tlsfiles.Files, serverName string) func(context.Context
 			return nil, err
 		}
 		secure := tls.Client(conn, files.Client(name))
-		ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+		bounded, cancel := context.WithTimeout(ctx, handshakeTime)
 		defer cancel()
-		if err := secure.HandshakeContext(ctx); err != nil {
+		if err := secure.HandshakeContext(bounded); err != nil {
 			_ = conn.Close() // the handshake's error says more
+			if bounded.Err() != nil && ctx.Err() == nil {
+				err = fmt.Errorf("%w within %s", errHandshake, handshakeTime)
+			}
 			return nil, fmt.Errorf("TLS with %s: %w", address, err)
 		}
 		return secure, nil
@@ -250,9 +259,18 @@ func reachKafka(ctx context.Context, brokers []string, opts []kgo.Opt, log *slog
 		return usage("expected --brokers such as %s, but: %w", defaultBroker, err)
 	}
 	defer client.Close()
-	bounded, cancel := context.WithTimeout(ctx, handshakeTime)
+	bounded, cancel := context.WithTimeout(ctx, reachTimeMax)
 	defer cancel()
-	err = client.Ping(bounded)
+	// A broker that goes down closes connections as one does that refuses a password; the latter does it each time.
+	for range 3 {
+		if err = client.Ping(bounded); !errors.Is(err, io.EOF) {
+			break
+		}
+		select {
+		case <-bounded.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 	switch {
 	case err == nil || ctx.Err() != nil:
 		return nil //nolint:nilerr // to be stopped is no failure
@@ -286,8 +304,10 @@ func kafkaAdvice(err error) string {
 		return "the brokers' certificate bears another name: give one that it bears with kafka-tls-server-name, or name the brokers as it does"
 	case errors.As(err, &invalid):
 		return "the brokers' certificate cannot be used (see above); renew it, or set this machine's clock"
-	case errors.As(err, &header):
+	case errors.As(err, &header), errors.Is(err, errHandshake):
 		return "the brokers do not speak TLS at this port: give the port that does, or leave kafka-tls out"
+	case strings.Contains(err.Error(), "tls alert record"): // the client has no type for it
+		return "the brokers answer with TLS: they may expect TLS (kafka-tls) at this port"
 	case errors.As(err, &alert), errors.As(err, &opErr) && opErr.Op == "remote error":
 		return "the brokers refused the TLS connection: when they ask for a client certificate, give one that they accept with kafka-tls-cert and kafka-tls-key"
 	case errors.Is(err, kerr.SaslAuthenticationFailed):
@@ -298,8 +318,8 @@ func kafkaAdvice(err error) string {
 		return "the brokers expect no SASL, or another state of it, at this port: check the port and kafka-sasl-mechanism"
 	case errors.As(err, &eof):
 		return "the brokers closed the connection at once: they may expect TLS (kafka-tls) or SASL (kafka-sasl-mechanism) at this port, or none of them"
-	case errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNREFUSED) && strings.Contains(err.Error(), "TLS with"):
-		return "the brokers closed the connection during the TLS handshake: they may not speak TLS at this port"
+	case errors.Is(err, io.EOF):
+		return "the brokers closed the connection as this client began to speak: check kafka-sasl-user, kafka-sasl-password and kafka-sasl-mechanism, and whether they expect TLS (kafka-tls) or SASL (kafka-sasl-mechanism) at this port, or none of them"
 	}
 	return ""
 }
