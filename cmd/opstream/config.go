@@ -68,31 +68,6 @@ func optionTable() settings.Table {
 	}
 }
 
-// The options of the commands, by name.
-func serveOptions() []string {
-	var out []string
-	for _, o := range optionTable() {
-		if !slices.Contains(o.Roles, "client") {
-			out = append(out, o.Name)
-		}
-	}
-	return out
-}
-
-func devOptions() []string {
-	return []string{"partitions", "log", "ops-listen", "data", "kafka", "sync", "listen", "tls-cert", "tls-key", "noop", "webhook-private", "slots", "lease"}
-}
-
-func securityOptions() []string {
-	var out []string
-	for _, o := range optionTable() {
-		if strings.HasPrefix(o.Name, "kafka-") {
-			out = append(out, o.Name)
-		}
-	}
-	return out
-}
-
 func oneOf(names ...string) func(string) error {
 	return func(text string) error {
 		if slices.Contains(names, text) {

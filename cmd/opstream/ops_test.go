@@ -100,7 +100,7 @@ func (r *running) end() int {
 // get returns status and body.
 func (r *running) get(path string) (int, string) {
 	r.t.Helper()
-	resp, err := http.Get(path) //nolint:noctx // it ends with the service
+	resp, err := http.Get(path)
 	if err != nil {
 		r.t.Fatalf("%v\n%s", err, r.log)
 	}
@@ -217,7 +217,7 @@ func TestReadiness(t *testing.T) {
 	defer server.Close()
 	expect := func(path string, status int, reason string) {
 		t.Helper()
-		resp, err := http.Get(server.URL + path) //nolint:noctx // it ends with the server
+		resp, err := http.Get(server.URL + path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,8 +284,15 @@ func TestAPIMetrics(t *testing.T) {
 	server := httptest.NewServer(m.api(routes, api.Handler(slog.New(slog.DiscardHandler), routes...)))
 	defer server.Close()
 	for _, c := range []struct{ method, path string }{
-		{"GET", "/v1/things/1"}, {"GET", "/v1/things/2"}, {"GET", "/v1/things/busy"}, {"GET", "/v1/things/cut"}, {"DELETE", "/v1/things/1"},
-		{"GET", "/v1/things/1?no=1"}, {"BREW", "/v1/things/1"}, {"GET", "/nowhere/" + strings.Repeat("x", 100)}, {"GET", "/v1/stream"},
+		{"GET", "/v1/things/1"},
+		{"GET", "/v1/things/2"},
+		{"GET", "/v1/things/busy"},
+		{"GET", "/v1/things/cut"},
+		{"DELETE", "/v1/things/1"},
+		{"GET", "/v1/things/1?no=1"},
+		{"BREW", "/v1/things/1"},
+		{"GET", "/nowhere/" + strings.Repeat("x", 100)},
+		{"GET", "/v1/stream"},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), c.method, server.URL+c.path, nil)
 		if err != nil {

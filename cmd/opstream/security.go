@@ -273,7 +273,7 @@ func reachKafka(ctx context.Context, brokers []string, opts []kgo.Opt, log *slog
 	}
 	switch {
 	case err == nil || ctx.Err() != nil:
-		return nil //nolint:nilerr // to be stopped is no failure
+		return nil // to be stopped is no failure
 	case kafkaAdvice(err) == "":
 		log.Warn("no broker can be reached yet", "brokers", strings.Join(brokers, ","), "err", err)
 		return nil

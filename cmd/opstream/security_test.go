@@ -64,12 +64,21 @@ func TestWholeServiceOverSecuredBrokers(t *testing.T) {
 		broker []kfake.Opt
 		file   string
 	}{
-		{"PLAIN over TLS", []kfake.Opt{kfake.TLS(server), kfake.EnableSASL(), kfake.Superuser(saslPlain, "opstream", "hunter2")},
-			"kafka-tls: true\nkafka-tls-ca: " + ca + "\nkafka-sasl-mechanism: PLAIN\nkafka-sasl-user: opstream\nkafka-sasl-password: env:PASSWORD_OF_TEST\n"},
-		{"SCRAM-SHA-256 in the clear", []kfake.Opt{kfake.EnableSASL(), kfake.Superuser(saslScram256, "opstream", "hunter2")},
-			"kafka-sasl-mechanism: SCRAM-SHA-256\nkafka-sasl-user: opstream\nkafka-sasl-password: file:" + password + "\n"},
-		{"SCRAM-SHA-512 with a client certificate", []kfake.Opt{kfake.TLS(mutual), kfake.EnableSASL(), kfake.Superuser(saslScram512, "opstream", "hunter2")},
-			"kafka-tls: true\nkafka-tls-ca: " + ca + "\nkafka-tls-cert: " + cert + "\nkafka-tls-key: " + key + "\nkafka-sasl-mechanism: SCRAM-SHA-512\nkafka-sasl-user: opstream\nkafka-sasl-password: hunter2\n"},
+		{
+			"PLAIN over TLS",
+			[]kfake.Opt{kfake.TLS(server), kfake.EnableSASL(), kfake.Superuser(saslPlain, "opstream", "hunter2")},
+			"kafka-tls: true\nkafka-tls-ca: " + ca + "\nkafka-sasl-mechanism: PLAIN\nkafka-sasl-user: opstream\nkafka-sasl-password: env:PASSWORD_OF_TEST\n",
+		},
+		{
+			"SCRAM-SHA-256 in the clear",
+			[]kfake.Opt{kfake.EnableSASL(), kfake.Superuser(saslScram256, "opstream", "hunter2")},
+			"kafka-sasl-mechanism: SCRAM-SHA-256\nkafka-sasl-user: opstream\nkafka-sasl-password: file:" + password + "\n",
+		},
+		{
+			"SCRAM-SHA-512 with a client certificate",
+			[]kfake.Opt{kfake.TLS(mutual), kfake.EnableSASL(), kfake.Superuser(saslScram512, "opstream", "hunter2")},
+			"kafka-tls: true\nkafka-tls-ca: " + ca + "\nkafka-tls-cert: " + cert + "\nkafka-tls-key: " + key + "\nkafka-sasl-mechanism: SCRAM-SHA-512\nkafka-sasl-user: opstream\nkafka-sasl-password: hunter2\n",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, address := secureCluster(t, c.broker...)
@@ -194,7 +203,7 @@ func TestAPIOverHTTPS(t *testing.T) {
 	t.Setenv("OPSTREAM_SERVER_CA", ca)
 	run(t, "", "op", "list").expect(t, exitOK, "noop")
 	run(t, "", "op", "list", "--server-ca", key).expect(t, exitUsage, "server-ca")
-	plain, err := http.Get("http://" + strings.TrimPrefix(r.url, "https://") + "/v1/status") //nolint:noctx // it ends with the service
+	plain, err := http.Get("http://" + strings.TrimPrefix(r.url, "https://") + "/v1/status")
 	if err != nil {
 		t.Fatal(err)
 	}
