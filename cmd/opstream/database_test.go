@@ -106,8 +106,8 @@ func (d *door) pass(client net.Conn) {
 	<-done
 }
 
-// running starts roles over the brokers, with their tables in a database.
-func running(t *testing.T, cfg serviceConfig, database string, roles ...string) *service {
+// inProcess starts roles over the brokers, with their tables in a database.
+func inProcess(t *testing.T, cfg serviceConfig, database string, roles ...string) *service {
 	t.Helper()
 	cfg.roles, cfg.database, cfg.listen = roles, database, "127.0.0.1:0"
 	cfg.lease, cfg.slots = 5*time.Second, 16
@@ -168,10 +168,10 @@ func TestRolesOverADatabase(t *testing.T) {
 	if err := startBroker(t.Context(), g, devFlags{data: data, partitions: 2}, &cfg); err != nil {
 		t.Fatal(err)
 	}
-	running(t, cfg, "", roleScheduler, roleWorker)
-	projecting := running(t, cfg, gate.url, roleProjector)
-	running(t, cfg, gate.url, roleProjector, roleScheduler) // its scheduler must not mind
-	apis := []*service{running(t, cfg, gate.url, roleAPI), running(t, cfg, gate.url, roleAPI)}
+	inProcess(t, cfg, "", roleScheduler, roleWorker)
+	projecting := inProcess(t, cfg, gate.url, roleProjector)
+	inProcess(t, cfg, gate.url, roleProjector, roleScheduler) // its scheduler must not mind
+	apis := []*service{inProcess(t, cfg, gate.url, roleAPI), inProcess(t, cfg, gate.url, roleAPI)}
 
 	submit := func(id string, header http.Header) (api.Outcome, int) {
 		t.Helper()

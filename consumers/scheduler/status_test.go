@@ -13,9 +13,10 @@ import (
 )
 
 // TestStatusTellsWhatWaits also has somebody else write to the journal, whose record displaces the scheduler's next append.
-func TestStatusTellsWhatWaits(t *testing.T) {
-	client := cluster(t, 1)
-	s, err := New(Config{Client: client, Topics: topics, Owner: "a", Engine: partition.Config{Lease: 3 * time.Second}, CheckpointEvery: 50 * time.Millisecond})
+func TestStatusTellsWhatWaits(t *testing.T) { each(t, 1, testStatusTellsWhatWaits) }
+
+func testStatusTellsWhatWaits(t *testing.T, on service) {
+	s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "a", Engine: partition.Config{Lease: 3 * time.Second}, CheckpointEvery: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,23 +52,23 @@ func TestStatusTellsWhatWaits(t *testing.T) {
 		t.Helper()
 		var records []*kgo.Record
 		for _, id := range ids {
-			records = append(records, schemas.EncodeRequest(topics, request(t, "o", id, "token")))
+			records = append(records, schemas.EncodeRequest(on.topics, request(t, "o", id, "token")))
 		}
-		produce(t, client, records...)
+		produce(t, on, records...)
 	}
 	put("1", "2", "3")
 	until("one that is ready, of a type that nobody serves, and two behind it", func(s Status) bool {
 		return s.Live == 3 && s.Waiting[operation.WaitResources] == 1 && s.Waiting[operation.WaitDependency] == 2 && s.Backlog == 0 && s.Undecided == 0
 	})
 	until("a checkpoint of everything", func(s Status) bool { return s.SinceCheckpoint == 0 && s.CheckpointAge == 0 })
-	produce(t, client, &kgo.Record{Topic: topics.Journal(), Partition: 0, Value: []byte("somebody else's")})
+	produce(t, on, &kgo.Record{Topic: on.topics.Journal(), Partition: 0, Value: []byte("somebody else's")})
 	put("4")
 	until("the partition to be recovered", func(s Status) bool { return s.Active && s.Waiting[operation.WaitDependency] == 3 })
 	c := s.Counters()
 	if c.Displaced.Load() == 0 || c.Void.Load() == 0 || c.Failed.Load() == 0 || c.Recoveries.Load() < 2 || c.Recovering.Load() == 0 || c.Appended.Load() < 4 || c.Sets.Load() == 0 {
 		t.Errorf("expected an append that was displaced, and a recovery that met what displaced it, but got %+v", c)
 	}
-	session := newSession(t, client, "session-1")
+	session := newSession(t, on, "session-1")
 	serving, stop := context.WithCancel(t.Context())
 	served := make(chan struct{})
 	go func() {

@@ -445,6 +445,7 @@ func (l *looked) minInSync(topic string, copies int) int {
 
 const (
 	cleanupKey   = "cleanup.policy"
+	timestampKey = "message.timestamp.type"
 	minInSyncKey = "min.insync.replicas"
 	uncleanKey   = "unclean.leader.election.enable"
 )
@@ -475,6 +476,7 @@ func (l *looked) wanted(spec schemas.Spec, minInSync int) []wish {
 		"retention.ms":      "records must outlive every process that has not read them yet",
 		"retention.bytes":   "records must not go because others come",
 		"max.message.bytes": "the service writes batches of this size",
+		timestampKey:        "how long a record is kept is not its sender's clock to say",
 	}
 	if spec.KeptFor == 0 {
 		reasons["retention.ms"] = "it is trimmed by nobody but the service"
@@ -484,8 +486,11 @@ func (l *looked) wanted(spec schemas.Spec, minInSync int) []wish {
 		config["retention.ms"] = "-1"
 	}
 	var out []wish
-	for _, key := range []string{cleanupKey, "retention.ms", "retention.bytes", "max.message.bytes"} {
-		out = append(out, wish{key: key, value: config[key], least: key != cleanupKey, why: reasons[key]})
+	for _, key := range []string{cleanupKey, "retention.ms", "retention.bytes", "max.message.bytes", timestampKey} {
+		if config[key] == "" || key == timestampKey && l.embedded { // which expires nothing
+			continue
+		}
+		out = append(out, wish{key: key, value: config[key], least: key != cleanupKey && key != timestampKey, why: reasons[key]})
 	}
 	if !l.embedded {
 		out = append(
