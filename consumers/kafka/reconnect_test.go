@@ -81,6 +81,7 @@ func testNothingIsLostWhenTheBrokerRestarts(t *testing.T, seeds []string, restar
 	const total = 600
 	sent := numbered(0, total)
 	var publishing sync.WaitGroup
+	t.Cleanup(publishing.Wait) // also of a test that fails
 	publishing.Go(func() {
 		for i := 0; i < total; i += 10 {
 			if i == total/3 || i == total/2 {

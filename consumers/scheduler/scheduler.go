@@ -199,12 +199,18 @@ var errStopped = errors.New("the scheduler stops")
 // topicsLimit is how long a broker may not know of topics that another has created.
 const topicsLimit = 10 * time.Second
 
-// partitionsPatiently is partitions, again and again while the brokers may still hear of one another's topics.
+// partitionsPatiently is partitions, again and again while the brokers may still hear of one another's topics, and for as long as
+// none can be reached: processes start in any order, and whoever starts them must not have to see to it.
 func (s *Scheduler) partitionsPatiently(ctx context.Context) (int, error) {
-	for deadline := time.Now().Add(topicsLimit); ; {
+	for deadline, warned := time.Now().Add(topicsLimit), (time.Time{}); ; {
 		n, err := s.partitions(ctx)
-		if err == nil || !kerr.IsRetriable(err) || time.Now().After(deadline) {
+		away := errors.Is(err, errUnreachable)
+		if err == nil || !away && (!kerr.IsRetriable(err) || time.Now().After(deadline)) {
 			return n, err
+		}
+		if away && time.Since(warned) > topicsLimit {
+			s.log.Warn("the brokers cannot be reached; the scheduler starts when they can", "err", err)
+			warned = time.Now()
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
@@ -214,12 +220,16 @@ func (s *Scheduler) partitionsPatiently(ctx context.Context) (int, error) {
 	}
 }
 
+var errUnreachable = errors.New("cannot ask the brokers for the topics")
+
 // partitions is the number of partitions of requests, which journal, reports, signals and checkpoints must share.
 func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	t := s.cfg.Topics
 	names := []string{t.Requests(), t.Reports(), t.Signals(), t.Journal(), t.Checkpoints()}
 	details, err := s.admin.ListTopics(ctx, append(names, t.Inboxes(), t.Sessions(), t.DeadLetter())...)
-	if err != nil {
+	if kafka := (*kerr.Error)(nil); err != nil && !errors.As(err, &kafka) {
+		return 0, fmt.Errorf("%w: %w", errUnreachable, err)
+	} else if err != nil {
 		return 0, fmt.Errorf("cannot ask the brokers for the topics: %w", err)
 	}
 	for _, d := range details {

@@ -63,8 +63,10 @@ func testStatusTellsWhatWaits(t *testing.T, on service) {
 	until("a checkpoint of everything", func(s Status) bool { return s.SinceCheckpoint == 0 && s.CheckpointAge == 0 })
 	produce(t, on, &kgo.Record{Topic: on.topics.Journal(), Partition: 0, Value: []byte("somebody else's")})
 	put("4")
-	until("the partition to be recovered", func(s Status) bool { return s.Active && s.Waiting[operation.WaitDependency] == 3 })
 	c := s.Counters()
+	until("the partition to be recovered", func(s Status) bool {
+		return s.Active && s.Waiting[operation.WaitDependency] == 3 && c.Recoveries.Load() == 2
+	})
 	if c.Displaced.Load() == 0 || c.Void.Load() == 0 || c.Failed.Load() == 0 || c.Recoveries.Load() < 2 || c.Recovering.Load() == 0 || c.Appended.Load() < 4 || c.Sets.Load() == 0 {
 		t.Errorf("expected an append that was displaced, and a recovery that met what displaced it, but got %+v", c)
 	}

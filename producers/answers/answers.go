@@ -107,11 +107,12 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 // beginLimit is how long a cluster may be without a leader for some partition, or without knowledge of new topics on some broker.
 const beginLimit = 10 * time.Second
 
-// beginPatiently is begin, again and again while the cause may pass by itself.
+// beginPatiently is begin, again and again while the cause may pass by itself: until ctx ends while no broker can be reached.
 func (c *Client) beginPatiently(ctx context.Context) error {
 	for deadline := time.Now().Add(beginLimit); ; {
 		err := c.begin(ctx)
-		if err == nil || !kerr.IsRetriable(err) || time.Now().After(deadline) {
+		away := errors.Is(err, errUnreachable)
+		if err == nil || !away && (!kerr.IsRetriable(err) || time.Now().After(deadline)) {
 			return err
 		}
 		select {
@@ -122,6 +123,8 @@ func (c *Client) beginPatiently(ctx context.Context) error {
 	}
 }
 
+var errUnreachable = errors.New("no broker can be reached")
+
 // begin finds the partitions and their ends.
 func (c *Client) begin(ctx context.Context) error {
 	admin := kadm.NewClient(c.reader)
@@ -130,7 +133,9 @@ func (c *Client) begin(ctx context.Context) error {
 	if err == nil {
 		err = ends.Error()
 	}
-	if err != nil {
+	if kafka := (*kerr.Error)(nil); err != nil && !errors.As(err, &kafka) {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	} else if err != nil {
 		return fmt.Errorf("find its end; start this process again when the broker can be reached and has the topics: %w", err)
 	}
 	starts, err := admin.ListStartOffsets(ctx, c.journal)
