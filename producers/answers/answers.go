@@ -155,7 +155,7 @@ func (c *Client) begin(ctx context.Context) error {
 		if !ok || !also {
 			return fmt.Errorf("expected its partitions to be numbered from 0, but %d is missing", i)
 		}
-		p := &partition{number: i, requests: requests, slots: c.slots, from: end.Offset, lost: -1, last: -1, givenUp: -1}
+		p := &partition{number: i, requests: requests, slots: c.slots, from: end.Offset, lost: -1, last: -1, sent: -1, givenUp: -1}
 		var at int64
 		at, p.follower = startAt(start.Offset, end.Offset)
 		offsets[i] = kgo.NewOffset().At(at)
@@ -300,7 +300,7 @@ func (c *Client) enter(ctx context.Context, p *partition, patient bool) (*call, 
 			return call, nil
 		}
 		if err == nil && !patient {
-			err = overloaded(backOff(late), "expected the oldest command of partition %d to be answered within %s, but it has waited for %s", p.number, c.cfg.LagMax, late.Round(time.Millisecond))
+			err = overloaded(backOff(late), "expected partition %d to answer a command within %s, but it is %s late", p.number, c.cfg.LagMax, late.Round(time.Millisecond))
 		}
 		if err == nil {
 			again := time.NewTimer(probeEvery)
@@ -347,7 +347,7 @@ func (c *Client) Overload() (retryAfter time.Duration, overloaded bool) {
 type Stats struct {
 	InFlight int           // commands that wait for their answer
 	Latency  time.Duration // of answers, smoothed; of the slowest partition
-	Oldest   time.Duration // how long the oldest command without an answer has waited
+	Oldest   time.Duration // how long the oldest command without an answer has waited, or a new one would have to
 	Late     int           // partitions that take no command now, being later than LagMax
 }
 

@@ -49,6 +49,8 @@ type partition struct {
 	early   []early   // by offset; only while unacked > 0
 	lost    int64     // of early, what is not above this was dropped
 	last    int64     // highest offset for which an event was seen
+	sent    int64     // highest offset of a command that was acknowledged
+	speed   speed
 
 	// The oldest command that was given up before its answer came: it is on the log, so until it or a later one is answered
 	// the partition is as late as it is.
@@ -56,8 +58,61 @@ type partition struct {
 	givenUpSince time.Time
 	probed       time.Time
 
-	latency time.Duration // of answers, smoothed
+	latency  time.Duration // of answers, smoothed
+	recent   time.Duration // of the last answer
+	recentAt time.Time     // when it came
 	moved   chan struct{} // closed when an answer comes; nil when nobody waits for that
+}
+
+// speed is how fast the scheduler decides what stands on the topic, whoever sent it. It is measured while commands wait, because
+// otherwise nobody knows whether there was anything to decide.
+type speed struct {
+	since time.Time // when the measurement began; zero while nothing waits
+	from  int64     // the last offset decided then
+	heard time.Time // when it was last seen that something was decided, or when the measurement began
+	rate  float64   // requests a second, 0 while it is not known
+	at    time.Time // when it was measured last
+}
+
+const (
+	// speedOver is how long a speed is measured over: the scheduler takes requests in by fits and starts.
+	speedOver = time.Second
+	// speedKept is how long a measured speed is believed when no new one comes.
+	speedKept = 10 * time.Second
+)
+
+// waits says that a command waits, with what is decided so far.
+func (s *speed) waits(now time.Time, last int64) {
+	if s.since.IsZero() && last >= 0 {
+		s.since, s.from, s.heard = now, last, now
+	}
+}
+
+// decided says how far the scheduler has come, and whether commands wait for it to come further. What was decided after a silence
+// says nothing of how fast it goes on.
+func (s *speed) decided(now time.Time, last int64, more bool) {
+	if s.since.IsZero() {
+		return
+	}
+	if silence := now.Sub(s.heard); silence >= speedOver {
+		s.since, s.from = now, last
+	}
+	s.heard = now
+	if over := now.Sub(s.since); over >= speedOver {
+		s.rate, s.at = float64(last-s.from)/over.Seconds(), now
+		s.since, s.from = now, last
+	}
+	if !more {
+		s.since = time.Time{}
+	}
+}
+
+// ahead is how long the scheduler will take for so many requests, 0 when that is not known.
+func (s *speed) ahead(now time.Time, requests int64) time.Duration {
+	if requests <= 0 || s.rate == 0 || now.Sub(s.at) > speedKept {
+		return 0
+	}
+	return time.Duration(min(float64(requests)/s.rate, time.Hour.Seconds()) * float64(time.Second))
 }
 
 // probeEvery is how often one command is let through to a partition that is late and from which nobody waits to hear: the
@@ -81,9 +136,16 @@ func (p *partition) age(now time.Time) (age time.Duration, waited bool) {
 	return age, waited
 }
 
-// refuses says how late the partition is and whether it takes no command now.
+// refuses says how late the partition is and whether it takes no command now. It is as late as its oldest command has been waiting; or
+// as a new one will have to wait, because when the oldest has waited for too long, those that came behind it meanwhile will have
+// to wait for longer; or, when the last answer was too late, as late as that was: others than this process fill the log, too, and
+// that nobody here waits for anything does not make it short.
 func (p *partition) refuses(now time.Time, lagMax time.Duration) (time.Duration, bool) {
 	age, waited := p.age(now)
+	age = max(age, p.speed.ahead(now, max(p.sent-p.last, 0)+int64(p.unacked)))
+	if p.recent > lagMax && now.Sub(p.recentAt) < speedKept {
+		age = max(age, p.recent)
+	}
 	return age, age > lagMax && (waited || now.Sub(p.probed) < probeEvery)
 }
 
@@ -150,6 +212,7 @@ func (p *partition) acked(c *call, at producers.Position, err error) {
 		return
 	}
 	c.offset = at.Offset
+	p.sent = max(p.sent, at.Offset)
 	i := 0
 	for i < len(p.early) && p.early[i].offset < at.Offset {
 		i++
@@ -171,6 +234,7 @@ func (p *partition) acked(c *call, at producers.Position, err error) {
 			return
 		}
 		p.waiting = append(p.waiting, c)
+		p.speed.waits(p.settled, p.last)
 	}
 }
 
@@ -184,7 +248,8 @@ func (p *partition) unheard(c *call, reason string, err error) error {
 }
 
 func (p *partition) answer(c *call, rec *kgo.Record, now time.Time) {
-	p.latency += (now.Sub(c.start) - p.latency) / 16
+	p.recent, p.recentAt = now.Sub(c.start), now
+	p.latency += (p.recent - p.latency) / 16
 	p.finish(c, rec, nil)
 }
 
@@ -257,6 +322,7 @@ func (p *partition) match() {
 			p.early = append(p.early, e)
 		}
 	}
+	p.speed.decided(now, p.last, p.sent > p.last)
 	if p.moved != nil {
 		close(p.moved)
 		p.moved = nil

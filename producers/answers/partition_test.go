@@ -18,7 +18,7 @@ import (
 )
 
 func lonely() *partition {
-	return &partition{requests: "requests", slots: make(chan struct{}, 1<<20), lost: -1, last: -1, givenUp: -1}
+	return &partition{requests: "requests", slots: make(chan struct{}, 1<<20), lost: -1, last: -1, sent: -1, givenUp: -1}
 }
 
 func (p *partition) mustEnter(t *testing.T) *call {
@@ -172,6 +172,70 @@ func TestLatePartitionRefusesAndRecovers(t *testing.T) {
 		p.hear(0)
 		<-moved
 		p.mustEnter(t) // what waits now is the probe, and that for a second only
+	})
+}
+
+// A scheduler that decides 100 requests a second would answer the last of 300 commands after 3 s. They come within a moment, so that by
+// the age of the oldest alone all would be let in.
+func TestWhoWouldWaitTooLongIsRefusedBeforeAnybodyHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := lonely()
+		offset := int64(0)
+		send := func() {
+			p.acked(p.mustEnter(t), producers.Position{Offset: offset}, nil)
+			offset++
+		}
+		send()
+		p.hear(0)
+		for range 150 { // nothing is known of the speed yet
+			send()
+		}
+		for decided := int64(10); decided <= 120; decided += 10 {
+			time.Sleep(100 * time.Millisecond)
+			p.hear(decided)
+		}
+		let := 0
+		for ; let < 300; let++ {
+			c, late, _, _ := p.enter(time.Now(), 2*time.Second)
+			if c == nil {
+				if late <= 2*time.Second || late > 2100*time.Millisecond {
+					t.Errorf("expected to hear that a command would wait for little more than 2 s, but got %s", late)
+				}
+				break
+			}
+			p.slots <- struct{}{}
+			p.acked(c, producers.Position{Offset: offset}, nil)
+			offset++
+		}
+		if ahead := p.sent - p.last; ahead < 190 || ahead > 210 {
+			t.Errorf("expected as many to be let in as make 200 that wait, but %d were let in and %d wait", let, ahead)
+		}
+		p.hear(offset - 1)
+		p.mustEnter(t)
+	})
+}
+
+// The log is 5 s long, because others have filled it. When the only command from here is answered nobody waits any more, which is no
+// reason to let everybody in: one goes first, and the others follow when it is answered in time.
+func TestAfterALateAnswerOneGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := lonely()
+		p.acked(p.mustEnter(t), producers.Position{Offset: 0}, nil)
+		time.Sleep(5 * time.Second)
+		p.hear(0)
+		refused := func() {
+			t.Helper()
+			if c, late, _, _ := p.enter(time.Now(), 2*time.Second); c != nil || late != 5*time.Second {
+				t.Fatalf("expected a refusal for 5 s, but got %v, %s", c, late)
+			}
+		}
+		p.acked(p.mustEnter(t), producers.Position{Offset: 1000}, nil)
+		refused()
+		time.Sleep(time.Second)
+		refused()
+		p.hear(1000)
+		p.mustEnter(t)
+		p.mustEnter(t)
 	})
 }
 
