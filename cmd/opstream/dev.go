@@ -40,6 +40,7 @@ type devFlags struct {
 	logLevel            string
 	opsListen           string
 	tlsCert, tlsKey     string
+	backlogMax, liveMax int
 }
 
 func newDev() *cobra.Command {
@@ -86,6 +87,7 @@ serves them: write one in Go with package consumers/worker, or name types for no
 	opts = addOptions(c, map[string]string{"partitions": fmt.Sprint(devPartitions), "slots": fmt.Sprint(defaultDevSlot), "log": "warn"}, map[string]any{
 		"data": &f.data, "listen": &f.listen, "kafka": &f.kafka, "sync": &f.sync, "partitions": &f.partitions, "noop": &f.noop,
 		"webhook-private": &f.allowPrivate, "slots": &f.slots, "lease": &f.lease, "log": &f.logLevel,
+		"backlog-max": &f.backlogMax, "live-max": &f.liveMax,
 		"ops-listen": &f.opsListen, "tls-cert": &f.tlsCert, "tls-key": &f.tlsKey,
 	})
 	return c
@@ -111,6 +113,7 @@ func startEmbedded(ctx context.Context, g *group, f devFlags, log *slog.Logger) 
 	}
 	cfg := serviceConfig{
 		roles: allRoles, listen: f.listen, sync: f.sync, lease: f.lease, log: log, handlers: handlers, slots: f.slots,
+		backlogMax: f.backlogMax, liveMax: f.liveMax,
 		opsListen: f.opsListen, tlsCert: f.tlsCert, tlsKey: f.tlsKey,
 	}
 	ops, err := startOps(ctx, g, &cfg)

@@ -64,6 +64,8 @@ type serviceConfig struct {
 
 	handlers    map[string]worker.Handler
 	slots       int
+	backlogMax  int                      // of the scheduler; 0 for its default
+	liveMax     int                      // of the engines; 0 for their default
 	onCommitted func(*projections.Batch) // hears of every batch in the tables; nil for none
 }
 
@@ -139,7 +141,8 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	}
 	if cfg.has(roleScheduler) {
 		sc := scheduler.Config{
-			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease},
+			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease, LiveMax: cfg.liveMax},
+			BacklogMax: cfg.backlogMax,
 		}
 		if s.scheduler, err = scheduler.New(sc); err != nil {
 			return nil, err

@@ -123,6 +123,9 @@ func New(cfg Config) (*Scheduler, error) {
 	if cfg.Owner == "" {
 		return nil, errors.New("expected Config.Owner to name this process, but it is empty")
 	}
+	if cfg.BacklogMax < 0 || cfg.Engine.LiveMax < 0 {
+		return nil, fmt.Errorf("expected Config.BacklogMax and Config.Engine.LiveMax to be positive, or 0 for the defaults, but got %d and %d", cfg.BacklogMax, cfg.Engine.LiveMax)
+	}
 	out, err := kgo.NewClient(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
