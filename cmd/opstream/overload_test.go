@@ -515,4 +515,3 @@ func (f *flood) judgeTables() {
 	unknown = slices.DeleteFunc(unknown, func(accepted bool) bool { return accepted })
 	t.Logf("%d operations in the journal, %d over Kafka, %d accepted over HTTP, %d of unknown outcome; %d lost", len(all), f.produced.Load(), len(f.answered)-len(unknown), len(unknown), lost)
 }
-

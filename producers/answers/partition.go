@@ -61,7 +61,7 @@ type partition struct {
 	latency  time.Duration // of answers, smoothed
 	recent   time.Duration // of the last answer
 	recentAt time.Time     // when it came
-	moved   chan struct{} // closed when an answer comes; nil when nobody waits for that
+	moved    chan struct{} // closed when an answer comes; nil when nobody waits for that
 }
 
 // speed is how fast the scheduler decides what stands on the topic, whoever sent it. It is measured while commands wait, because
