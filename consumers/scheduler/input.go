@@ -108,8 +108,8 @@ func (f *flow) took(n int) { f.excess = max(f.excess-int64(n), 0) }
 func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) (err error) {
 	room := a.s.cfg.InFlightMax - len(a.flying)
 	requestsMax := requestsAtOnce
-	backlog := a.engine.Backlog()
-	if backlog > a.s.cfg.BacklogMax {
+	backlog, bytes := a.engine.Backlog()
+	if backlog > a.s.cfg.BacklogMax || bytes > a.s.cfg.BacklogBytes {
 		requestsMax = 0 // reports bring the backlog down, and wake the actor again
 	}
 	a.mu.Lock()

@@ -42,6 +42,11 @@ type Config struct {
 	// BacklogMax is the number of ready operations of one partition, of types that somebody serves, above which no more requests
 	// are taken: they wait on the log, and who waits for an answer hears that the service is behind. Default 50 000.
 	BacklogMax int
+	// BacklogBytes is the same for the size of their requests. Default 64 MiB.
+	BacklogBytes int
+	// UnackedBytes bounds the records of all partitions of this process that are sent and not yet acknowledged: above it actors wait.
+	// Default 128 MiB.
+	UnackedBytes int
 	// Now reads this machine's wall clock, by which operations become due. It may be wrong, and may be set: leases do not depend
 	// on it. Default time.Now.
 	Now    func() time.Time
@@ -66,6 +71,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.BacklogMax == 0 {
 		c.BacklogMax = 50_000
+	}
+	if c.BacklogBytes == 0 {
+		c.BacklogBytes = 64 << 20
+	}
+	if c.UnackedBytes == 0 {
+		c.UnackedBytes = 128 << 20
 	}
 	if c.QueueMax == 0 {
 		c.QueueMax = 8192
@@ -133,6 +144,7 @@ func New(cfg Config) (*Scheduler, error) {
 		kgo.ProducerBatchMaxBytes(schemas.MaxBatchBytes),
 		kgo.ProducerBatchCompression(kgo.SnappyCompression(), kgo.NoCompression()),
 		kgo.MaxBufferedRecords(1<<18),
+		kgo.MaxBufferedBytes(cfg.UnackedBytes),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("producing client: %w", err)

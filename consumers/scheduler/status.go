@@ -61,7 +61,8 @@ func (s *status) show(a *actor) {
 	e := a.engine
 	set(&s.live, int64(e.Live()))
 	set(&s.end, int64(e.End()))
-	set(&s.backlog, int64(e.Backlog()))
+	backlog, _ := e.Backlog()
+	set(&s.backlog, int64(backlog))
 	for why := operation.WaitNone + 1; why <= operation.WaitServicePaused; why++ {
 		set(&s.waits[why], int64(e.Waiting(why)))
 	}

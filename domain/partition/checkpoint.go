@@ -50,13 +50,21 @@ func (e *Engine) Checkpoint(base bool) Checkpoint {
 // Restore applies a base to a new engine, and then its increments in order.
 func (e *Engine) Restore(cp *Checkpoint) {
 	for _, ref := range cp.Gone {
-		delete(e.ops, ref)
+		if o := e.ops[ref]; o != nil {
+			e.bytes -= o.bytes
+			delete(e.ops, ref)
+		}
 		e.failed.take(ref)
 	}
 	for _, s := range cp.Ops {
 		ref := Ref{s.Org, s.ID}
 		e.failed.take(ref)
-		e.ops[ref] = &op{state: *s, saved: true}
+		if old := e.ops[ref]; old != nil {
+			e.bytes -= old.bytes
+		}
+		o := &op{state: *s, saved: true}
+		e.weigh(o)
+		e.ops[ref] = o
 	}
 	for _, k := range cp.Known {
 		e.known.add(k)

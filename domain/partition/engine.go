@@ -36,6 +36,7 @@ type Config struct {
 	KnownMax    int                          // ids of ended operations and commands that are remembered; default 262144
 	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
 	LiveMax     int                          // operations that have not ended; more are refused; default 1 000 000
+	LiveBytes   int                          // of their requests and checkpoints, above which more operations are refused; default 1 GiB
 	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
 	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
 	Weight      func(org string) int         // turns of an organization; default 1
@@ -54,6 +55,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.LiveMax == 0 {
 		c.LiveMax = 1_000_000
+	}
+	if c.LiveBytes == 0 {
+		c.LiveBytes = 1 << 30
 	}
 	if c.Lease == 0 {
 		c.Lease = 15 * time.Second
@@ -85,6 +89,7 @@ type op struct {
 	at      [heapPlaces]int32 // index in its heaps, from 1
 	openAt  int32             // index in its session's open list, from 1
 	changed int32             // index in Engine.changed, from 1
+	bytes   int               // as counted in Engine.bytes
 	saved   bool              // a checkpoint of this engine or of the one before holds it
 	wait    operation.Wait    // as it stands in Engine.waits
 
@@ -100,6 +105,7 @@ type Engine struct {
 	end    operation.Place
 	pos    Positions
 	ops    map[Ref]*op
+	bytes  int // of ops, see weight
 	known  window
 	failed failedRing
 
@@ -162,13 +168,23 @@ func (e *Engine) Positions() Positions { return e.pos }
 // Live is the number of operations that have not ended.
 func (e *Engine) Live() int { return len(e.ops) }
 
-// Backlog is the number of ready operations that a living session serves: work that will be done, only not yet.
-func (e *Engine) Backlog() int {
-	n := 0
+// Backlog is the number of ready operations that a living session serves, and of the bytes of their requests: work that will be
+// done, only not yet.
+func (e *Engine) Backlog() (operations, bytes int) {
 	for _, q := range e.order {
 		if e.serving[q.name] != nil {
-			n += q.size
+			operations += q.size
+			bytes += q.bytes
 		}
+	}
+	return operations, bytes
+}
+
+// weight is the part of what a live operation takes of memory that its callers and handlers decide.
+func weight(s *operation.State) int {
+	n := len(s.Carry) + len(s.Progress) + len(s.Result)
+	if s.Request != nil {
+		n += len(s.Request.Raw)
 	}
 	return n
 }
@@ -184,6 +200,13 @@ func (e *Engine) recount(o *op) {
 		e.waits[why]++
 		o.wait = why
 	}
+}
+
+// weigh counts o anew.
+func (e *Engine) weigh(o *op) {
+	n := weight(&o.state)
+	e.bytes += n - o.bytes
+	o.bytes = n
 }
 
 // State returns a live operation, or nil. It must not be changed, nor kept.
@@ -328,7 +351,7 @@ func (e *Engine) submit(c *operation.Command, o *op, now operation.Time) {
 			}
 			return
 		}
-		if len(e.ops) >= e.cfg.LiveMax {
+		if len(e.ops) >= e.cfg.LiveMax || e.bytes+len(c.Request.Raw) > e.cfg.LiveBytes {
 			e.refuse(c, &operation.Rejection{Code: operation.Overloaded, Reason: operation.Reasons[operation.Overloaded]}, now)
 			return
 		}
@@ -460,6 +483,7 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	before := o.state.Status
 	up, blocked := o.state.BlockedBy, o.state.Blocked
 	o.state.Apply(ev, place)
+	e.weigh(o)
 	if o.changed == 0 {
 		e.changed = append(e.changed, o)
 		o.changed = int32(len(e.changed))
@@ -544,6 +568,7 @@ func (e *Engine) forget(o *op) {
 	s := &o.state
 	ref := Ref{s.Org, s.ID}
 	delete(e.ops, ref)
+	e.bytes -= o.bytes
 	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
 	if s.Status == operation.StatusFailed {
 		for oldest := e.failed.full(); oldest != nil; oldest = e.failed.full() {

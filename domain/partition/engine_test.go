@@ -128,7 +128,14 @@ func TestTimesNeverGoBack(t *testing.T) {
 // TestAFullPartitionRefusesAndForgetsThat fills a partition: what is too much is refused with a code that says to come back,
 // and is taken, under the same id, when there is room again.
 func TestAFullPartitionRefusesAndForgetsThat(t *testing.T) {
-	e := partition.New(partition.Config{LiveMax: 2})
+	for name, cfg := range map[string]partition.Config{"by number": {LiveMax: 2}, "by size": {LiveBytes: 2}} {
+		t.Run(name, func(t *testing.T) { fullPartition(t, cfg) })
+	}
+}
+
+// fullPartition has room for two operations whose requests have one byte each.
+func fullPartition(t *testing.T, cfg partition.Config) {
+	e := partition.New(cfg)
 	offset := int64(0)
 	submit := func(id operation.ID) operation.Event {
 		q := &operation.Request{ID: id, Organization: "o", Type: "t", Raw: []byte(id)}

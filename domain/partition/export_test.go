@@ -123,6 +123,23 @@ func (e *Engine) Check() error {
 	if timed -= len(e.timers.entries); ready != 0 || timed != 0 || open != 0 || members != 0 || blocked != 0 {
 		return fmt.Errorf("left over: ready %d, timers %d, open %d, chains %d, blocked %d", ready, timed, open, members, blocked)
 	}
+	bytes := 0
+	for _, o := range e.ops {
+		bytes += weight(&o.state)
+	}
+	for _, q := range e.order {
+		if q.bytes < q.size { // every request has a byte
+			return fmt.Errorf("queue %s has %d operations of %d bytes", q.name, q.size, q.bytes)
+		}
+	}
+	for _, q := range e.queues {
+		if q.size == 0 && q.bytes != 0 {
+			return fmt.Errorf("queue %s is empty and has %d bytes", q.name, q.bytes)
+		}
+	}
+	if bytes != e.bytes {
+		return fmt.Errorf("live operations have %d bytes, but %d are counted", bytes, e.bytes)
+	}
 	for i, o := range e.changed {
 		if o.changed != int32(i+1) || e.ops[Ref{o.state.Org, o.state.ID}] != o {
 			return fmt.Errorf("changed[%d] is not live or elsewhere", i)

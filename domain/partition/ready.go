@@ -14,6 +14,7 @@ type readyQueue struct {
 	levels [operation.PriorityMax + 1]level
 	filled uint16 // bit p is set when levels[p] has something
 	size   int
+	bytes  int    // of the operations' requests
 	served uint64 // dispatches, moved up when it was empty for a while: see Engine.ready
 	at     int    // index in Engine.order, while size > 0
 	spare  []*orgQueue
@@ -52,6 +53,7 @@ func (q *readyQueue) push(o *op, weight func(string) int) {
 	o.queue, o.ready = q, oq
 	l.size++
 	q.size++
+	q.bytes += len(o.state.Request.Raw)
 	q.filled |= 1 << p
 }
 
@@ -91,6 +93,7 @@ func (q *readyQueue) drop(o *op) {
 	oq.remove(o)
 	o.ready = nil
 	q.size--
+	q.bytes -= len(o.state.Request.Raw)
 	if l.size--; l.size == 0 {
 		q.filled &^= 1 << p
 	}
