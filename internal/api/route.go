@@ -356,7 +356,10 @@ func ReadBody(r *http.Request) ([]byte, error) {
 // ReadError turns what went wrong in reading a body into a problem.
 func ReadError(err error) error {
 	var large *http.MaxBytesError
+	var problem *Problem
 	switch {
+	case errors.As(err, &problem): // of whoever wraps the body
+		return problem
 	case errors.As(err, &large):
 		return NewProblem(TooLarge, "expected at most %d bytes of body", large.Limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):

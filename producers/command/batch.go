@@ -145,6 +145,12 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 	if key := r.Header.Get(api.HeaderIdempotencyKey); key != "" {
 		return api.NewProblem(api.InvalidParameter, "a batch has no id of its own; each line has one").At(api.HeaderIdempotencyKey)
 	}
+	select {
+	case s.batches <- struct{}{}:
+		defer func() { <-s.batches }()
+	default:
+		return overloaded(time.Second)
+	}
 	rc := http.NewResponseController(w)
 	// A writer that cannot do these is one of a test, or of HTTP/2, which needs no leave to do both at once.
 	_ = rc.EnableFullDuplex()

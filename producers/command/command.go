@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/internal/api"
@@ -32,6 +33,11 @@ type Config struct {
 	Timeout time.Duration
 	// InFlight bounds how many lines of one batch are under way at a time. Default 1024.
 	InFlight int
+	// BodyBytes bounds the bodies of single commands that are read or wait for their answer, all together. Each is kept up to three times
+	// until then: as it came, normalised, and as a record. What is too much is refused as overloaded. Default 64 MiB.
+	BodyBytes int64
+	// Batches bounds how many batches are taken at a time; each may have 8 MiB under way. More are refused as overloaded. Default 32.
+	Batches int
 }
 
 func (c Config) withDefaults() Config {
@@ -50,29 +56,41 @@ func (c Config) withDefaults() Config {
 	if c.InFlight == 0 {
 		c.InFlight = 1024
 	}
+	if c.BodyBytes == 0 {
+		c.BodyBytes = 64 << 20
+	}
+	if c.Batches == 0 {
+		c.Batches = 32
+	}
 	return c
 }
 
 // Routes returns the routes with the tag command.
 func Routes(config Config) []api.Route {
-	s := &service{config.withDefaults()}
+	config = config.withDefaults()
+	s := &service{config, semaphore.NewWeighted(config.BodyBytes), make(chan struct{}, config.Batches)}
 	const one = "/v1/organizations/{organization}/operations/{id}"
 	find := []string{"partitionKey", "dependencyToken", "after"}
 	routes := []api.Route{
-		{Method: http.MethodPost, Path: "/v1/operations", Body: true, Handle: s.submit},
+		{Method: http.MethodPost, Path: "/v1/operations", Body: true, Handle: s.metered(s.submit)},
 		{Method: http.MethodPost, Path: "/v1/operations:batch", Body: true, Stream: true, Handle: s.batch},
 		{Method: http.MethodDelete, Path: one, Query: append([]string{"by", "reason"}, find...), Handle: s.delete},
 	}
 	for _, kind := range []operation.CommandKind{operation.Cancel, operation.Pause, operation.Resume, operation.Postpone, operation.Retry} {
 		routes = append(routes, api.Route{
 			Method: http.MethodPost, Path: one + "/" + kind.String(), Query: find, Body: true,
-			Handle: func(w http.ResponseWriter, r *http.Request) error { return s.command(w, r, kind) },
+			Handle: s.metered(func(w http.ResponseWriter, r *http.Request) error { return s.command(w, r, kind) }),
 		})
 	}
 	return routes
 }
 
-type service struct{ Config }
+type service struct {
+	Config
+
+	bodies  *semaphore.Weighted
+	batches chan struct{}
+}
 
 func (s *service) submit(w http.ResponseWriter, r *http.Request) error {
 	if err := s.room(); err != nil {

@@ -466,3 +466,55 @@ func TestKindsOfCommand(t *testing.T) {
 		t.Errorf("expected %q, but got %q", want, paths)
 	}
 }
+
+// A body counts until its command is answered. What does not fit is refused while it is read, and is taken when there is room again.
+func TestBodiesAreBoundedTogether(t *testing.T) {
+	j := &slowJournal{begun: make(chan struct{}, 1), let: make(chan struct{})}
+	h := apitest.Load(t, "command").Handler(t, command.Routes(command.Config{Journal: j, BodyBytes: int64(len(small) + 10)}))
+	answered := make(chan apitest.Answer, 1)
+	go func() { answered <- apitest.Do(t, h, "POST", "/v1/operations", small) }()
+	<-j.begun
+	got := apitest.Do(t, h, "POST", "/v1/operations", small)
+	if p := got.Problem(t); got.Status != http.StatusTooManyRequests || p.Code != api.Overloaded || got.Header.Get("Retry-After") != "1" {
+		t.Errorf("expected the second body to be refused with 429, overloaded, for a second, but got %d %s, Retry-After %q", got.Status, got.Body, got.Header.Get("Retry-After"))
+	}
+	close(j.let)
+	if got := <-answered; got.Status != http.StatusAccepted {
+		t.Errorf("expected the first to be accepted, but got %d %s", got.Status, got.Body)
+	}
+	if got := apitest.Do(t, h, "POST", "/v1/operations", small); got.Status != http.StatusAccepted {
+		t.Errorf("expected the second to be accepted when there is room again, but got %d %s", got.Status, got.Body)
+	}
+}
+
+// slowJournal accepts commands when it is let.
+type slowJournal struct{ begun, let chan struct{} }
+
+func (j *slowJournal) Do(_ context.Context, cmd *operation.Command, _ string) (command.Answer, error) {
+	select {
+	case j.begun <- struct{}{}:
+	default:
+	}
+	<-j.let
+	return command.Answer{Event: operation.Requested, Status: operation.StatusReady}, nil
+}
+
+// Each batch may have several MiB under way, so their number is bounded, too.
+func TestBatchesAreBounded(t *testing.T) {
+	j := &slowJournal{begun: make(chan struct{}, 1), let: make(chan struct{})}
+	h := apitest.Load(t, "command").Handler(t, command.Routes(command.Config{Journal: j, Batches: 1}))
+	batch := func() apitest.Answer {
+		return apitest.Do(t, h, "POST", "/v1/operations:batch", small+"\n", "Content-Type", "application/jsonl")
+	}
+	answered := make(chan apitest.Answer, 1)
+	go func() { answered <- batch() }()
+	<-j.begun
+	if got := batch(); got.Status != http.StatusTooManyRequests || got.Problem(t).Code != api.Overloaded || got.Header.Get("Retry-After") != "1" {
+		t.Errorf("expected a second batch at once to be refused with 429 for a second, but got %d %s", got.Status, got.Body)
+	}
+	close(j.let)
+	<-answered
+	if got := batch(); got.Status != http.StatusOK {
+		t.Errorf("expected it to be taken when the first has ended, but got %d %s", got.Status, got.Body)
+	}
+}
