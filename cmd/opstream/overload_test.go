@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,18 +41,19 @@ const (
 	overloadBacklog = 500 // --backlog-max: ready operations of a partition
 )
 
-// overloadMemoryMax is what the whole process may have resident, in MiB. It follows from the configuration:
+// overloadMemoryMax is what the whole process may have resident, in MiB. It follows from the configuration. On the heap, at most:
 //
-//	 64  a process that does nothing, with broker, tables and all roles
-//	128  what the tables' projector remembers of live operations, and SQLite's caches
-//	 32  live operations: 4 partitions of (backlog 500 + 512 taken in at once) of less than 4 KiB each, with what they are in the tables
-//	256  inputs that wait to be decided: 4 partitions of 2 kinds of at most 32 MiB each (scheduler.queueBytes)
-//	 80  requests on their way to the log: 64 MiB (producers.Config.BufferedBytesMax) and two batches of 8 MiB
-//	120  32 MiB fetched and not yet taken by each of the readers: scheduler, projector, answers, worker
+//	80  inputs that wait to be decided: 8192 requests of 2 KiB and 8192 reports of 500 bytes in each of 4 partitions (scheduler.Config.QueueMax)
+//	16  live operations: in each partition 500 (--backlog-max), 512 taken in at once, and what the worker holds; 4 KiB each
+//	64  ids that are remembered: 262144 a partition, of some 60 bytes (partition.Config.KnownMax)
+//	16  two batches (8 MiB each); single submissions are few here, and 64 MiB at most (command.Config.BodyBytes)
+//	64  fetched and not yet taken: 16 MiB for each of the readers, scheduler, projector, answers, worker
+//	56  the projector: a batch of 20000 events of 2 KiB, and the live operations once more
+//	16  the embedded broker, which remembers some 50 bytes of every batch that it ever took, and buffers of connections
 //
-// and as much again, because the collector lets the heap grow to twice what lives. How much waits on the log plays no part, nor
-// does for how long the flood lasts, except that the embedded broker keeps some 50 bytes of every batch that it ever took.
-const overloadMemoryMax = 2 * (64 + 128 + 32 + 256 + 80 + 120)
+// and three times that, because the program lets the heap grow to three times what lives (debug.SetGCPercent in main). Outside of it
+// 64 for SQLite's cache and 64 for the program itself. How much waits on the log plays no part.
+const overloadMemoryMax = 3*(80+16+64+16+64+56+16) + 64 + 64
 
 // overloadTime is how long the flood lasts.
 func overloadTime(t testing.TB) time.Duration {
@@ -456,9 +458,19 @@ func (f *flood) judgeAnswers(seen []look) {
 	if len(f.took) == 0 {
 		t.Error("expected some submissions to be accepted, but none was")
 	}
-	// Wide, for a busy machine. Without a bound the last answers would come as late as the log is long.
-	if p90 := quantile(f.took, 0.9); p90 > 5*time.Second {
-		t.Errorf("expected accepted answers within about 2 s, but a tenth took longer than %s", p90)
+	// What comes before it is known how fast the service is, and who goes first to see, waits for longer than the 2 s after which others
+	// are refused, and on a busy machine for much longer; but they are few.
+	late, answers := f.said[http.StatusGatewayTimeout], 0
+	for _, n := range f.said {
+		answers += n
+	}
+	for _, took := range f.took {
+		if took > 4*time.Second {
+			late++
+		}
+	}
+	if 20*late > answers {
+		t.Errorf("expected nearly all of %d answers within about 2 s, but %d took twice as long, or the 10 s after which they are given up", answers, late)
 	}
 	if p50 := quantile(f.refusal, 0.5); p50 > time.Second {
 		t.Errorf("expected refusals at once, but half of them took longer than %s", p50)
@@ -514,4 +526,141 @@ func (f *flood) judgeTables() {
 	unknown := slices.Collect(maps.Values(f.answered))
 	unknown = slices.DeleteFunc(unknown, func(accepted bool) bool { return accepted })
 	t.Logf("%d operations in the journal, %d over Kafka, %d accepted over HTTP, %d of unknown outcome; %d lost", len(all), f.produced.Load(), len(f.answered)-len(unknown), len(unknown), lost)
+}
+
+// TestFullPartitionsRefuse fills a partition with operations that nobody serves. What is too much is refused with a code that says to
+// come back, over HTTP and in the journal, and is taken, under the same id, when there is room.
+func TestFullPartitionsRefuse(t *testing.T) {
+	t.Parallel()
+	const room = 5
+	in := devInstallation(t, "--partitions", "1", "--live-max", strconv.Itoa(room))
+	submit := func(id string) (*api.Outcome, *api.Problem) {
+		t.Helper()
+		out, err := in.api.Submit(t.Context(), fmt.Appendf(nil, `{"id":%q,"organization":"o","type":"served-by-nobody"}`, id), api.Call{})
+		var problem *api.Problem
+		if err != nil && !errors.As(err, &problem) {
+			t.Fatal(err)
+		}
+		return out, problem
+	}
+	for i := range room {
+		if _, problem := submit(fmt.Sprint("op-", i)); problem != nil {
+			t.Fatalf("expected operation %d of %d to be accepted, but: %v", i, room, problem)
+		}
+	}
+	_, problem := submit("late")
+	if problem == nil || problem.Status != http.StatusTooManyRequests || problem.Code != api.Overloaded || problem.RetryAfter < time.Second || problem.Position == "" {
+		t.Errorf("expected one too many to be refused with 429, overloaded, when to come again, and its place in the journal, but got %+v", problem)
+	}
+	in.request(&producers.Request{ID: "late-2", Organization: "o", Type: "served-by-nobody"})
+	in.requests.Wait()
+	if _, err := in.api.Command(t.Context(), "cancel", "o", "op-0", api.CommandBody{By: "test", Reason: "room"}, nil, api.Call{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, problem := submit("late"); problem != nil {
+		t.Errorf("expected it to be accepted when there is room, but: %v", problem)
+	}
+	refused := map[operation.ID]int{}
+	journal := projector.Journal{Client: in.client()}
+	ends, err := journal.Ends(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := journal.Read(t.Context(), 0, ends[0], func(e projections.Entry) error {
+		if e.Event.Kind == operation.Rejected && e.Event.Code == operation.Overloaded {
+			refused[e.Event.ID]++
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if refused["late"] != 1 || refused["late-2"] != 1 || len(refused) != 2 {
+		t.Errorf("expected the journal to tell of both refusals, but it has %v", refused)
+	}
+}
+
+// TestWorkGoesOnWhileTheTablesAreAway holds the tables' write lock. Operations are accepted and run all the same, reads are answered and
+// say that they are old, and when the lock is gone the tables catch up.
+func TestWorkGoesOnWhileTheTablesAreAway(t *testing.T) {
+	t.Parallel()
+	in := devInstallation(t)
+	ended := in.ends(t.Context())
+	ask := func(id string) {
+		t.Helper()
+		if _, err := in.api.Submit(t.Context(), fmt.Appendf(nil, `{"id":%q,"organization":"o","type":"noop"}`, id), api.Call{}); err != nil {
+			t.Fatalf("expected %s to be accepted, but: %v", id, err)
+		}
+	}
+	ask("before")
+	<-ended
+	in.counted(1)
+
+	db, err := sql.Open("sqlite", "file:"+in.tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	holder, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	for _, statement := range []string{"PRAGMA busy_timeout=10000", "BEGIN IMMEDIATE"} {
+		if _, err := holder.ExecContext(t.Context(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	const n = 500
+	for i := range n {
+		ask(fmt.Sprint("during-", i))
+	}
+	for range n {
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Fatal("expected operations to run while the tables cannot be written, but one did not within a minute")
+		}
+	}
+	eventually(t, 30*time.Second, func() (bool, string) {
+		status, err := in.api.Status(t.Context())
+		if err != nil {
+			return false, err.Error()
+		}
+		return status.LagMs > 1000 && !status.Ready && status.Reason != "" && !status.Overloaded, fmt.Sprintf("%+v", status)
+	})
+	l, err := (&flood{installation: in}).look(time.Now())
+	if lag, _ := strconv.Atoi(l.listLag); err != nil || lag < 1000 || !l.asOf {
+		t.Errorf("expected the list to be answered and to say that it is old, but got %q, %v", l.listLag, err)
+	}
+	in.counted(1)
+	if _, err := holder.ExecContext(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	in.counted(n + 1)
+	eventually(t, 30*time.Second, func() (bool, string) {
+		status, err := in.api.Status(t.Context())
+		if err != nil {
+			return false, err.Error()
+		}
+		return status.LagMs == 0 && status.Ready, fmt.Sprintf("%+v", status)
+	})
+}
+
+// counted waits until the tables have so many operations, which have all succeeded.
+func (in *installation) counted(n int64) {
+	in.t.Helper()
+	eventually(in.t, time.Minute, func() (bool, string) {
+		counts, err := in.api.Counts(in.t.Context(), "", api.Call{})
+		if err != nil {
+			return false, err.Error()
+		}
+		total, succeeded := int64(0), int64(0)
+		for _, c := range counts.ByStatus {
+			total += c.Count
+			if c.Status == operation.StatusSucceeded.String() {
+				succeeded = c.Count
+			}
+		}
+		return total == n && succeeded == n, fmt.Sprintf("%d operations, %d of them succeeded, expected %d", total, succeeded, n)
+	})
 }

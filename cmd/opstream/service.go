@@ -297,12 +297,16 @@ func (s *service) status(ctx context.Context) api.Status {
 		out.Details["projector"] = map[string]any{"lag": p.Lag, "ageMs": p.Age.Milliseconds()}
 	}
 	if s.scheduler != nil {
-		live, owned := 0, 0
+		live, owned, waiting, age := 0, 0, int64(0), time.Duration(0)
 		for _, p := range s.scheduler.Status() {
 			live += p.Live
 			owned++
+			waiting += p.Undecided
+			if !p.Oldest.IsZero() {
+				age = max(age, time.Since(p.Oldest))
+			}
 		}
-		out.Details["scheduler"] = map[string]any{"partitions": owned, "live": live}
+		out.Details["scheduler"] = map[string]any{"partitions": owned, "live": live, "requests": waiting, "requestsAgeMs": age.Milliseconds()}
 	}
 	if s.answers != nil {
 		_, out.Overloaded = s.answers.Overload()

@@ -146,6 +146,16 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 	return a.settled(ctx)
 }
 
+// oldestWaiting is when the first request that waits was sent, in Unix milliseconds; 0 when none waits.
+func (a *actor) oldestWaiting() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.requests.waiting) == 0 {
+		return 0
+	}
+	return a.requests.waiting[0].Timestamp.UnixMilli()
+}
+
 // input decides one record and returns it as the cause of what follows.
 func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (operation.Cause, error) {
 	cause := operation.Cause{Topic: a.s.cfg.Topics.Short(rec.Topic), Offset: rec.Offset}

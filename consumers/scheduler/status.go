@@ -32,6 +32,8 @@ type Status struct {
 	// Undecided is the requests on the log that are not decided yet, as of the last fetch of them. While too many wait in memory none
 	// are fetched, and it does not grow.
 	Undecided int64
+	// Oldest is when the first of them was sent, by its sender's clock; zero when none waits.
+	Oldest time.Time
 	// SinceCheckpoint is the events since the last checkpoint, and CheckpointAge how long ago it was while there are any: what a
 	// recovery would have to read.
 	SinceCheckpoint int
@@ -45,6 +47,7 @@ type status struct {
 	waits              [operation.WaitServicePaused + 1]atomic.Int64
 
 	requestsEnd, requestsNext atomic.Int64 // of the partition of requests: the log's end, and the next one to decide
+	oldest                    atomic.Int64 // request that waits, Unix milliseconds; 0 when none does
 	events                    atomic.Int64 // since the last checkpoint
 	since                     atomic.Int64 // time of the last checkpoint, operation.Time
 }
@@ -66,6 +69,7 @@ func (s *status) show(a *actor) {
 	for why := operation.WaitNone + 1; why <= operation.WaitServicePaused; why++ {
 		set(&s.waits[why], int64(e.Waiting(why)))
 	}
+	set(&s.oldest, a.oldestWaiting())
 	set(&s.requestsNext, max(e.Positions().Requests, a.taken))
 	set(&s.events, int64(a.points.events))
 	set(&s.since, int64(a.points.since))
@@ -77,6 +81,9 @@ func (s *status) get(p int32, now operation.Time) Status {
 		Waiting: make(map[operation.Wait]int, len(s.waits)), Backlog: int(s.backlog.Load()),
 		Undecided:       max(s.requestsEnd.Load()-s.requestsNext.Load(), 0),
 		SinceCheckpoint: int(s.events.Load()),
+	}
+	if ms := s.oldest.Load(); ms != 0 {
+		out.Oldest = time.UnixMilli(ms)
 	}
 	for why := operation.WaitNone + 1; why <= operation.WaitServicePaused; why++ {
 		out.Waiting[why] = int(s.waits[why].Load())
