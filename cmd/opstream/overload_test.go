@@ -162,7 +162,9 @@ func (f *flood) submit(ctx context.Context, id string) (status int, again time.D
 			f.fault("%s: expected the code outcome_unknown, but got %s", id, data)
 		}
 		f.mu.Lock()
-		f.answered[id] = f.answered[id] // it may be on the log
+		if !f.answered[id] {
+			f.answered[id] = false // it may be on the log
+		}
 		f.mu.Unlock()
 	default:
 		f.fault("%s: expected to be accepted or refused, but got %s: %.200s", id, resp.Status, data)
@@ -414,7 +416,7 @@ func (f *flood) deafListener() (closed func()) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{ReadBufferSize: 4096}}).Do(req)
+	resp, err := (&http.Client{Transport: &http.Transport{ReadBufferSize: 4096}}).Do(req) //nolint:bodyclose // what is returned closes it
 	if err != nil {
 		f.t.Fatal(err)
 	}
