@@ -19,7 +19,7 @@ func TestFlow(t *testing.T) {
 	}{
 		{"few are all taken in", 400, 0, 100 * time.Millisecond, [2]int64{400, 400}, [2]int64{0, 0}},
 		{"fast work is taken in as it is done", 20_000, 5000, 2 * time.Second, [2]int64{9_000, 12_000}, [2]int64{8_000, 11_000}},
-		{"what fast work cannot do soon is taken in", 100_000, 5000, 2 * time.Second, [2]int64{70_000, 86_000}, [2]int64{14_000, 30_000}},
+		{"what fast work cannot do soon is taken in", 100_000, 5000, 2 * time.Second, [2]int64{86_000, 94_000}, [2]int64{6_000, 14_000}},
 		{"slow work is taken in at once", 20_000, 10, time.Second, [2]int64{19_900, 20_000}, [2]int64{0, 100}},
 		{"nobody works", 20_000, 0, time.Second, [2]int64{20_000, 20_000}, [2]int64{0, 0}},
 		{"a few stay out for a moment only", 700, 1, 700 * time.Millisecond, [2]int64{690, 700}, [2]int64{0, 10}},

@@ -76,7 +76,7 @@ type flow struct {
 }
 
 const (
-	holdFor  = 5 * time.Second
+	holdFor  = 2 * time.Second
 	holdMin  = 500                    // operations that are ready, above which requests wait
 	holdLook = 500 * time.Millisecond // how long it takes to see how fast operations are handed out
 )
