@@ -218,5 +218,8 @@ func record(m *Message, topic string, key []byte, id, source, subject []byte, va
 		c.header(HeaderPartitionKey, key)
 	}
 	c.header(HeaderContentType, contentJSON)
+	if later && m.Topic != TopicRequests {
+		c.fromLater()
+	}
 	return &c.Record
 }

@@ -271,7 +271,7 @@ func decodeReport(rec *kgo.Record) (operation.Command, *Refusal, *DecodeError) {
 	}
 	c.Kind = m.Command
 	r := newReader(rec.Value, MaxReportBytes)
-	r.deepest = maxReportDepth
+	r.deepest, r.open = maxReportDepth, true
 	kind, started := c.Kind, false
 	for o := r.object(); r.next(o); {
 		switch name := string(r.name); {

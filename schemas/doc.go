@@ -10,11 +10,17 @@
 // A [DecodeError] says that the bytes are no message of ours: the record goes to the topic deadletter. A [Refusal] says that
 // the message can be read and asks for something that cannot be: it is answered in the journal. Neither stops a reader.
 //
-// # Who may be lax
+// # Two versions at once
 //
-// Events and messages only ever gain optional members. A foreign reader of the journal must therefore skip members that it
-// does not know. Our own decoders refuse them: a member that a scheduler or projector of an older version skipped would be
-// lost in its tables without a trace, whereas an error stops it until it is brought up to date.
+// An installation is brought up to date one process after the other, so for a while each version reads what the other writes. Events
+// and messages therefore only ever gain optional members, and every reader, ours included, skips members that it does not know. Only
+// in a request, or another command from outside, are they refused: there a member that nobody knows is most likely misspelt.
+//
+// A member is optional when an older reader may do without it: its tables and its checkpoints do not keep it, so what was written
+// while it took part lacks it. (The bytes of a request are kept whole by everyone, and so is the journal.) What an older reader
+// must not miss is no optional member: it gets a new type or a new version of its type, which an older reader refuses, so that a partition, or a
+// projection, stands still until it is brought up to date rather than go wrong. Such a version needs two releases: one that
+// reads it, and one that writes it.
 //
 // # Memory
 //

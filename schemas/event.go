@@ -193,6 +193,9 @@ func EncodeEvent(e *operation.Event, key []byte, partition int32) *kgo.Record {
 		c.header(HeaderCause, b[orgEnd:causeEnd:causeEnd])
 	}
 	c.header(HeaderContentType, contentJSON)
+	if later {
+		c.fromLater()
+	}
 	return &c.Record
 }
 
@@ -230,7 +233,7 @@ func (r *reader) holds() (h operation.Holds) {
 }
 
 // DecodeEvent reads a valid record of the journal ([Chain.Check] says which are valid). A member that the event's kind does
-// not have is an error: see the package comment. The error is a *[DecodeError].
+// not have is skipped: see the package comment. The error is a *[DecodeError].
 func DecodeEvent(rec *kgo.Record) (operation.Event, error) {
 	var e operation.Event
 	if err := decodeEvent(&e, rec); err != nil {

@@ -87,6 +87,7 @@ func decodeHeartbeat(h *Heartbeat, rec *kgo.Record) *DecodeError {
 		return err
 	}
 	r := newReader(rec.Value, MaxRequestBytes)
+	r.open = true
 	d := demands{m: messageHeartbeat}
 	for o := r.object(); r.next(o); {
 		d.saw(r.name)

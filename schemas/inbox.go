@@ -73,6 +73,9 @@ func inboxRecord(m *Message, t Topics, session operation.SessionID, b []byte, id
 	c.header(HeaderType, m.wire)
 	c.header(HeaderPartitionKey, c.Key)
 	c.header(HeaderContentType, contentJSON)
+	if later {
+		c.fromLater()
+	}
 	return &c.Record
 }
 

@@ -39,6 +39,8 @@ type reader struct {
 	odd     [][]byte
 	escaped bool // the last text had escapes
 
+	// open skips members that are not known, see the package comment.
+	open   bool
 	dataAt int // where the data of the last request begins
 }
 
@@ -57,7 +59,7 @@ func newReader(b []byte, limit int) reader {
 // so more levels have to be readable: what was accepted once must never become unreadable by being kept.
 func newOwnReader(b []byte) reader {
 	r := newReader(b, maxOwnBytes)
-	r.deepest = maxOwnDepth
+	r.deepest, r.open = maxOwnDepth, true
 	return r
 }
 
@@ -216,8 +218,13 @@ func (r *reader) next(first int) bool {
 	return true
 }
 
-// unknown refuses the member that next stands at.
+// unknown deals with a member that this version does not know: it is skipped where a newer version of ours may have written it, and
+// refused where it is more likely misspelt.
 func (r *reader) unknown() {
+	if r.open {
+		r.skip()
+		return
+	}
 	r.fail(UnknownField, "no such member in this message")
 }
 

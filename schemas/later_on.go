@@ -1,0 +1,5 @@
+//go:build later
+
+package schemas
+
+const later = true
