@@ -38,6 +38,7 @@ type daemon struct {
 	name string
 	args []string
 	log  *watched // of all its lives
+	path string   // of another program than the one of this tree; mostly empty
 
 	cmd   *exec.Cmd
 	ready chan struct{} // closed when this life says that it runs, or has ended
@@ -60,7 +61,7 @@ func (d *daemon) launch() {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.launchCommand(exec.Command(path, d.args...)) // it is ended by signals, which is what is tested
+	d.launchCommand(exec.Command(cmp.Or(d.path, path), d.args...)) // it is ended by signals, which is what is tested
 }
 
 func (d *daemon) launchCommand(cmd *exec.Cmd) {

@@ -14,7 +14,6 @@ import (
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/producers"
 	"github.com/opstream/opstream/projections"
-	"github.com/opstream/opstream/projections/projector"
 )
 
 // stopLimit bounds a stop while handlers are short; most take well under a second.
@@ -26,7 +25,7 @@ const stopLimit = 15 * time.Second
 func (in *installation) handedOver() (returned, lost int, longest time.Duration) {
 	t := in.t
 	t.Helper()
-	journal := projector.Journal{Client: in.client()}
+	journal := in.journal()
 	ends, err := journal.Ends(t.Context())
 	if err != nil {
 		t.Fatal(err)
