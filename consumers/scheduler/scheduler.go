@@ -25,7 +25,8 @@ type Config struct {
 	Topics schemas.Topics
 	// Group is the consumer group that decides who owns which partition. Default: the topics' prefix + "scheduler".
 	Group string
-	// GroupSession is how long a silent member keeps its partitions. Default 6 s, the least that brokers allow by default.
+	// GroupSession is how long a silent member keeps its partitions. Where the brokers allow only more (their
+	// group.min.session.timeout.ms is 6 s by default), the least multiple by a power of two is used that they take. Default 3 s.
 	GroupSession time.Duration
 	// Owner names this process in the journal. Required, unique.
 	Owner string
@@ -58,7 +59,7 @@ func (c Config) withDefaults() Config {
 		c.Group = strings.TrimSuffix(c.Topics.Requests(), schemas.TopicRequests) + "scheduler"
 	}
 	if c.GroupSession == 0 {
-		c.GroupSession = 6 * time.Second
+		c.GroupSession = 3 * time.Second
 	}
 	if c.CheckpointEvery == 0 {
 		c.CheckpointEvery = 5 * time.Second
@@ -176,38 +177,82 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	fetchCtx, stopFetch := context.WithCancel(work)
 	fetching.Go(func() { s.fetch.run(fetchCtx) })
 
+	err = s.takePart(ctx)
+	s.running.Wait()
+	stopFetch()
+	fetching.Wait()
+	return err
+}
+
+// sessionMost bounds what the brokers may ask for instead of Config.GroupSession.
+const sessionMost = time.Minute
+
+// takePart is a member of the group until ctx ends, and hands its partitions over.
+func (s *Scheduler) takePart(ctx context.Context) error {
+	for session := s.cfg.GroupSession; ; session *= 2 {
+		member, err := s.member(session)
+		if err != nil {
+			s.releaseAll(errStopped)
+			return fmt.Errorf("group client: %w", err)
+		}
+		err = s.beMember(ctx, member)
+		s.releaseAll(errStopped)
+		member.CloseAllowingRebalance() // leaves the group, so that the others take over at once
+		switch {
+		case err == nil:
+			return nil
+		case 2*session > sessionMost:
+			return fmt.Errorf("expected the brokers to take a session of %s for the group %s, but they do not; see their group.min.session.timeout.ms and group.max.session.timeout.ms: %w", session, s.cfg.Group, err)
+		}
+		s.log.Warn("the brokers do not take so short a session for the group of schedulers: the partitions of one that dies rest for longer; lower group.min.session.timeout.ms at the brokers",
+			"group", s.cfg.Group, "session", session, "next", 2*session)
+	}
+}
+
+// beMember returns when ctx ends (nil), or when the brokers refuse the session's length.
+func (s *Scheduler) beMember(ctx context.Context, member *kgo.Client) error {
+	for ctx.Err() == nil {
+		for _, err := range member.PollFetches(ctx).Errors() {
+			if errors.Is(err.Err, kerr.InvalidSessionTimeout) {
+				return err.Err
+			}
+			if ctx.Err() == nil {
+				s.log.Warn("the group of schedulers cannot be reached", "err", err.Err)
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// member joins the group. The membership is all that is wanted of this client.
+func (s *Scheduler) member(session time.Duration) (*kgo.Client, error) {
 	member, err := kgo.NewClient(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumerGroup(s.cfg.Group),
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
-		kgo.SessionTimeout(s.cfg.GroupSession),
-		kgo.HeartbeatInterval(s.cfg.GroupSession/6),
+		// A change must not stop the partitions that stay.
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.SessionTimeout(session),
+		// A member learns from its heartbeat's answer that others come or go, and a partition that moves rests until all
+		// have learned it.
+		kgo.HeartbeatInterval(min(session/6, heartbeatMost)),
 		// Below the session's timeout: a member that dies while it joins must not hold up the others for longer than any other,
 		// and the embedded broker begins the wait anew with each member whose session ends meanwhile.
-		kgo.RebalanceTimeout(s.cfg.GroupSession*2/3),
+		kgo.RebalanceTimeout(session*2/3),
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, got map[string][]int32) { s.assigned(got) }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { s.release(lost, errRevoked) }),
 	)...)
 	if err != nil {
-		stopFetch()
-		fetching.Wait()
-		return fmt.Errorf("group client: %w", err)
+		return nil, err
 	}
-	// The membership is all that is wanted of this client.
 	member.PauseFetchTopics(s.cfg.Topics.Requests())
-	for ctx.Err() == nil {
-		if errs := member.PollFetches(ctx).Errors(); len(errs) > 0 && ctx.Err() == nil {
-			s.log.Warn("the group of schedulers cannot be reached", "err", errs[0].Err)
-		}
-	}
-	s.releaseAll(errStopped)
-	member.CloseAllowingRebalance() // leaves the group, so that the others take over at once
-	s.running.Wait()
-	stopFetch()
-	fetching.Wait()
-	return nil
+	return member, nil
 }
+
+// heartbeatMost is the longest time between two heartbeats of a member, whatever its session.
+const heartbeatMost = 250 * time.Millisecond
 
 var errStopped = errors.New("the scheduler stops")
 

@@ -198,6 +198,8 @@ func (c Config) kfakeOptions(ready <-chan struct{}, gate **gatedListener) []kfak
 			"log.retention.bytes":    "-1",
 			"log.segment.bytes":      strconv.Itoa(segmentBytes),
 			"log.cleaner.backoff.ms": strconv.Itoa(cleanerNeverMillis),
+			// Clients on one host need not grant a silent one the 6 s that the default asks for at least.
+			"group.min.session.timeout.ms": "1000",
 		}),
 	}
 	if port, _ := c.port(); port != 0 {
