@@ -62,6 +62,7 @@ func optionTable() settings.Table {
 		{Name: "webhook-private", Kind: settings.Switch, Default: "false", Roles: worker, Help: "let webhooks call private addresses and plain http"},
 		{Name: "slots", Kind: settings.Number, Default: "64", Roles: worker, Help: "handlers that run at once"},
 		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: positive},
+		{Name: "takeover", Kind: settings.Duration, Default: "3s", Roles: []string{roleScheduler}, Help: "a scheduler that is silent for longer loses its partitions; Kafka's group.min.session.timeout.ms must allow it, or it is doubled", Check: positive},
 		{Name: "backlog-max", Kind: settings.Number, Default: "50000", Roles: []string{roleScheduler}, Help: "ready operations of a partition above which requests wait on the log"},
 		{Name: "live-max", Kind: settings.Number, Default: "1000000", Roles: []string{roleScheduler}, Help: "operations of a partition that have not ended, above which requests are refused"},
 
@@ -277,7 +278,7 @@ func (f *serveFlags) add(c *cobra.Command) {
 		"log": &f.logLevel, "ops-listen": &f.cfg.opsListen, "data": &f.broker.data, "kafka": &f.broker.kafka, "sync": &f.cfg.sync,
 		"database": &f.cfg.database, "listen": &f.cfg.listen, "tls-cert": &f.cfg.tlsCert, "tls-key": &f.cfg.tlsKey, "noop": &f.noopTypes,
 		"webhook-private": &f.allowPrivate, "slots": &f.cfg.slots, "lease": &f.cfg.lease,
-		"backlog-max": &f.cfg.backlogMax, "live-max": &f.cfg.liveMax,
+		"takeover": &f.cfg.takeover, "backlog-max": &f.cfg.backlogMax, "live-max": &f.cfg.liveMax,
 	} {
 		targets[name] = to
 	}

@@ -48,8 +48,12 @@ func twoVersions(t *testing.T) (older, newer string) {
 		t.Logf("old version: %s (%s)", older, envOldBinary)
 		return older, build("newer")
 	}
+	older, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Logf("STAND-IN: both versions are of this tree; the newer one adds to every message what the older one does not know. Set %s to a program of another commit for a true change", envOldBinary)
-	return build("older"), build("newer", "-tags", "later")
+	return older, build("newer", "-tags", "later")
 }
 
 const (

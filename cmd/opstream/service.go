@@ -55,6 +55,7 @@ type serviceConfig struct {
 	database string // file or URL of the tables; "" keeps them in memory
 	sync     bool
 	lease    time.Duration
+	takeover time.Duration // for how long a scheduler may be silent; 0 for the scheduler's default
 	log      *slog.Logger
 
 	opsListen       string // address of the operations listener; "" for none
@@ -142,7 +143,8 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	if cfg.has(roleScheduler) {
 		sc := scheduler.Config{
 			Client: client, Topics: cfg.topics, Owner: ownerName(), Logger: cfg.log, Engine: partition.Config{Lease: cfg.lease, LiveMax: cfg.liveMax},
-			BacklogMax: cfg.backlogMax,
+			BacklogMax:   cfg.backlogMax,
+			GroupSession: cfg.takeover,
 		}
 		if s.scheduler, err = scheduler.New(sc); err != nil {
 			return nil, err

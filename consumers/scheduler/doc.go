@@ -18,6 +18,6 @@
 // # Who does what
 //
 // One client produces for all partitions, so that a request to the broker carries the appends of many; one client fetches
-// for all; a third one only holds the membership. The goroutine that polls also changes what is fetched ([fetcher]), so that
+// for all, and another one the heartbeats; a fourth only holds the membership. The goroutine that polls also changes what is fetched ([fetcher]), so that
 // records of an old position can never be taken for those of a new one.
 package scheduler

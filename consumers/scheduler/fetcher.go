@@ -24,11 +24,13 @@ type heard struct {
 
 // fetcher reads the input topics for all actors of a process with one client. Everything that changes what is fetched, and
 // for whom, runs on the goroutine that polls: a record that was fetched for an actor's predecessor is gone when the actor's
-// own positions are set.
+// own positions are set. Heartbeats have a client of their own: a partition that begins is not fetched before the fetch that is
+// under way is answered, and that of a process without partitions would wait for a heartbeat.
 type fetcher struct {
 	cfg    Config
 	log    *slog.Logger
-	client *kgo.Client
+	client *kgo.Client // inputs
+	pulse  *kgo.Client // heartbeats
 	admin  *kadm.Client
 	ticks  ticker
 	hear   func(heard)
@@ -63,16 +65,18 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	if !ok || from.Err != nil {
 		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
 	}
-	client, err := kgo.NewClient(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}),
-		kgo.FetchMaxBytes(16<<20),
-		kgo.FetchMaxPartitionBytes(4<<20),
-	)...)
+	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20))
+	client, err := kgo.NewClient(bounds...)
 	if err != nil {
 		return nil, err
 	}
+	pulse, err := kgo.NewClient(append(bounds, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Logger, client: client, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
+		cfg: cfg, log: cfg.Logger, client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
 	}, nil
 }
@@ -86,6 +90,9 @@ func (f *fetcher) do(task func()) {
 }
 
 func (f *fetcher) run(ctx context.Context) {
+	var listening sync.WaitGroup
+	listening.Go(func() { f.listen(ctx) })
+	defer listening.Wait()
 	defer f.client.Close()
 	for ctx.Err() == nil {
 		f.mu.Lock()
@@ -97,14 +104,10 @@ func (f *fetcher) run(ctx context.Context) {
 		for _, task := range tasks {
 			task()
 		}
+		f.settleAudits()
 		fetches := f.client.PollRecords(poll, 20_000)
 		cancel()
-		for _, err := range fetches.Errors() {
-			if !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, kgo.ErrClientClosed) {
-				f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
-			}
-		}
-		now := f.ticks.now()
+		f.complain(fetches)
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if p.Topic == f.cfg.Topics.Requests() && p.HighWatermark > 0 {
 				if a := f.actors[p.Partition]; a != nil {
@@ -114,15 +117,33 @@ func (f *fetcher) run(ctx context.Context) {
 			if len(p.Records) == 0 {
 				return
 			}
-			if p.Topic == f.cfg.Topics.Sessions() {
-				f.beats(p.Records, now)
-			} else if a := f.actors[p.Partition]; a != nil {
+			if a := f.actors[p.Partition]; a != nil {
 				if a.give(p.Topic, p.Records, p.HighWatermark) {
 					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
 				}
 			}
 		})
-		f.settleAudits()
+	}
+}
+
+// listen reads heartbeats, for the polling goroutine.
+func (f *fetcher) listen(ctx context.Context) {
+	defer f.pulse.Close()
+	for ctx.Err() == nil {
+		fetches := f.pulse.PollFetches(ctx)
+		f.complain(fetches)
+		records, now := fetches.Records(), f.ticks.now()
+		if len(records) > 0 {
+			f.do(func() { f.beats(records, now) })
+		}
+	}
+}
+
+func (f *fetcher) complain(fetches kgo.Fetches) {
+	for _, err := range fetches.Errors() {
+		if !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, kgo.ErrClientClosed) {
+			f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
+		}
 	}
 }
 
