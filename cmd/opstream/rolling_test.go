@@ -60,8 +60,10 @@ const (
 	rollingSchedulers = 3
 	rollingWorkers    = 3
 	rollingPartitions = schemas.DefaultPartitions
-	// rollingEvery is the time between two requests of a partition, and so what a silence of it can be told from.
-	rollingEvery = 40 * time.Millisecond
+	// The time between two requests of a partition, and so what a silence of it can be told from. A Kafka that has just begun shares the
+	// processors with nine processes, and must not be what the operations wait for.
+	rollingEvery      = 40 * time.Millisecond
+	rollingEveryKafka = 120 * time.Millisecond
 )
 
 // Bounds of silences. They only tell a hand-over from a lost lease or session on a machine that has other things to do;
@@ -96,7 +98,7 @@ func TestRollingChange(t *testing.T) {
 	broker := daemonOf(t, "broker", "serve", "--roles", "broker", "--data", dir, "--kafka", in.broker, "--partitions", strconv.Itoa(rollingPartitions), "--log", "warn")
 	broker.path = older
 	in.parts = append([]*daemon{broker}, in.rollingParts(older, nil)...)
-	in.start().rolling(older, newer)
+	in.start().rolling(older, newer, rollingEvery)
 }
 
 func TestKafkaRollingChange(t *testing.T) {
@@ -105,7 +107,7 @@ func TestKafkaRollingChange(t *testing.T) {
 	in := newInstallation(t, t.TempDir())
 	in.broker, in.topics = strings.Join(b.Seeds, ","), b.Topics()
 	in.parts = in.rollingParts(older, []string{"--create-topics"}, "--topic-prefix", b.Prefix)
-	in.start().rolling(older, newer)
+	in.start().rolling(older, newer, rollingEveryKafka)
 }
 
 // recordedHooks is a receiver of webhooks that records what it is called for.
@@ -135,9 +137,9 @@ func recordedHooks(t *testing.T) (*watcher, string) {
 
 // seenEnd is an operation's way as the test has seen it.
 type seenEnd struct {
-	partition       int32
-	asked, accepted time.Time
-	ended           time.Time
+	partition int32
+	asked     time.Time
+	ended     time.Time
 }
 
 // takeover is a partition.opened.
@@ -233,7 +235,7 @@ func (d *daemon) owns(owner string) bool {
 
 // steadyLoad asks for operations in every partition in turns: calls of hooks and others, of which every third has a token, and every fifth goes
 // through the API. It returns when stop is closed and all is settled.
-func (in *installation) steadyLoad(s *spectator, hooks string, stop <-chan struct{}) {
+func (in *installation) steadyLoad(s *spectator, hooks string, every time.Duration, stop <-chan struct{}) {
 	names := map[int32][]string{} // partition keys by partition
 	for i := 0; len(names) < rollingPartitions || slices.ContainsFunc(sorted(names), func(of []string) bool { return len(of) < 3 }); i++ {
 		name := fmt.Sprint("name-", i)
@@ -241,7 +243,7 @@ func (in *installation) steadyLoad(s *spectator, hooks string, stop <-chan struc
 		names[p] = append(names[p], name)
 	}
 	retry := &producers.RetryPolicy{MaxAttempts: 1000, Initial: 20 * time.Millisecond, Max: time.Second, Multiplier: 2}
-	tick := time.NewTicker(rollingEvery)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for i := 0; !isClosed(stop); i++ {
 		for p := range int32(rollingPartitions) {
@@ -399,7 +401,7 @@ func (in *installation) restart(s *spectator, d *daemon, path string) step {
 }
 
 // rolling changes the version of every scheduler and every worker, one after the other, and back, under load, and judges.
-func (in *installation) rolling(older, newer string) {
+func (in *installation) rolling(older, newer string, every time.Duration) {
 	t := in.t.(*testing.T)
 	t.Helper()
 	s := in.spectate(t.Context())
@@ -420,7 +422,7 @@ func (in *installation) rolling(older, newer string) {
 	stop, loaded := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(loaded)
-		in.steadyLoad(s, url, stop)
+		in.steadyLoad(s, url, every, stop)
 	}()
 	stopLoading := sync.OnceFunc(func() {
 		close(stop)
