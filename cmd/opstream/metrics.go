@@ -48,6 +48,7 @@ func metricTable() []metric {
 		{"opstream_scheduler_checkpoints_total", "counter", "", roleScheduler, "Checkpoints sent"},
 		{"opstream_scheduler_checkpoint_lag_events", "gauge", "", roleScheduler, "Events since the last checkpoint of the partition that has most: what a recovery would read"},
 		{"opstream_scheduler_checkpoint_age_seconds", "gauge", "", roleScheduler, "Age of the oldest last checkpoint among the partitions that have changed since theirs"},
+		{"opstream_scheduler_unowned_total", "counter", "", roleScheduler, "Times that the group was asked to distribute partitions anew which it had given to nobody"},
 		{"opstream_scheduler_dead_letters_total", "counter", "", roleScheduler, "Inputs that could not be read and were set aside"},
 
 		{"opstream_worker_slots", "gauge", "", roleWorker, "Handlers that may run at once"},
@@ -356,6 +357,7 @@ func (m *metrics) collectScheduler(s *scheduler.Scheduler, gauge func(string, fl
 	gauge("opstream_scheduler_checkpoint_lag_events", float64(lag))
 	gauge("opstream_scheduler_checkpoint_age_seconds", age.Seconds())
 	counter("opstream_scheduler_dead_letters_total", c.Buried.Load())
+	counter("opstream_scheduler_unowned_total", c.Unowned.Load())
 }
 
 func truth(b bool) float64 {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -52,6 +54,8 @@ type Config struct {
 	// on it. Default time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger // Default slog.Default()
+
+	balancer kgo.GroupBalancer // of the group; tests have others
 }
 
 func (c Config) withDefaults() Config {
@@ -84,6 +88,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.balancer == nil {
+		c.balancer = kgo.CooperativeStickyBalancer()
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -211,6 +218,11 @@ func (s *Scheduler) takePart(ctx context.Context) error {
 
 // beMember returns when ctx ends (nil), or when the brokers refuse the session's length.
 func (s *Scheduler) beMember(ctx context.Context, member *kgo.Client) error {
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watchGroup(watch, member) })
+	defer watching.Wait()
+	defer stop()
 	for ctx.Err() == nil {
 		for _, err := range member.PollFetches(ctx).Errors() {
 			if errors.Is(err.Err, kerr.InvalidSessionTimeout) {
@@ -231,7 +243,7 @@ func (s *Scheduler) member(session time.Duration) (*kgo.Client, error) {
 		kgo.ConsumerGroup(s.cfg.Group),
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
 		// A change must not stop the partitions that stay.
-		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.Balancers(s.cfg.balancer),
 		kgo.SessionTimeout(session),
 		// A member learns from its heartbeat's answer that others come or go, and a partition that moves rests until all
 		// have learned it.
@@ -249,6 +261,58 @@ func (s *Scheduler) member(session time.Duration) (*kgo.Client, error) {
 	}
 	member.PauseFetchTopics(s.cfg.Topics.Requests())
 	return member, nil
+}
+
+// groupLook is the time between two looks at what the group has given to whom.
+const groupLook = 5 * time.Second
+
+// watchGroup sees to it that every partition has an owner. The members of a group give away in one step and take in the next, and
+// when the group's coordinator dies in between, the group may come to rest with a partition that nobody was given: all members
+// are well, and none of them knows. So each looks from time to time, and one that finds the same partition without an owner
+// twice asks for a new distribution; the brokers make one when the group's leader asks. It returns when ctx ends.
+func (s *Scheduler) watchGroup(ctx context.Context, member *kgo.Client) {
+	before := map[int32]bool{}
+	for {
+		select {
+		case <-time.After(groupLook):
+		case <-ctx.Done():
+			return
+		}
+		without := s.unowned(ctx)
+		again := false
+		for p := range without {
+			again = again || before[p]
+		}
+		before = without
+		if again {
+			s.log.Warn("the group of schedulers has left partitions without an owner, and is asked to distribute them anew", "group", s.cfg.Group, "partitions", slices.Sorted(maps.Keys(without)))
+			s.counters.Unowned.Add(1)
+			member.ForceRebalance()
+			before = map[int32]bool{}
+		}
+	}
+}
+
+// unowned asks the group's coordinator which partitions it has given to nobody. In doubt there are none.
+func (s *Scheduler) unowned(ctx context.Context) map[int32]bool {
+	bounded, cancel := context.WithTimeout(ctx, groupLook)
+	defer cancel()
+	groups, err := s.admin.DescribeGroups(bounded, s.cfg.Group)
+	if err != nil {
+		return nil
+	}
+	group := groups[s.cfg.Group]
+	if group.Err != nil || group.State != "Stable" {
+		return nil
+	}
+	given := group.AssignedPartitions()[s.cfg.Topics.Requests()]
+	without := map[int32]bool{}
+	for p := range int32(s.cfg.Engine.Partitions) {
+		if _, ok := given[p]; !ok {
+			without[p] = true
+		}
+	}
+	return without
 }
 
 // heartbeatMost is the longest time between two heartbeats of a member, whatever its session.

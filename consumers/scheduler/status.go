@@ -17,6 +17,7 @@ type Counters struct {
 	Failed     atomic.Uint64 // recoveries, and stays with a partition, that ended with an error
 	Sets       atomic.Uint64 // checkpoints sent
 	Buried     atomic.Uint64 // inputs that could not be read
+	Unowned    atomic.Uint64 // times that the group was asked to distribute partitions anew which it had given to nobody
 }
 
 // Status tells what the scheduler knows of a partition, for people, health checks and metrics.

@@ -24,7 +24,8 @@ var memoryOnly = map[string]string{
 	"BenchmarkConsume": "measures the adapter",
 
 	// consumers/scheduler, producers/answers
-	"TestTopicsMayComeALittleLater": "watches what the broker is asked",
+	"TestTopicsMayComeALittleLater":   "watches what the broker is asked",
+	"TestPartitionThatTheGroupForgot": "is about the members alone",
 
 	// consumers/worker
 	"TestStartIsAnnounced":                  "measures moments, in virtual time",
