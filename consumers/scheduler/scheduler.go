@@ -270,13 +270,21 @@ const groupLook = 5 * time.Second
 // when the group's coordinator dies in between, the group may come to rest with a partition that nobody was given: all members
 // are well, and none of them knows. So each looks from time to time, and one that finds the same partition without an owner
 // twice asks for a new distribution; the brokers make one when the group's leader asks. It returns when ctx ends.
+//
+// The embedded broker has a fault of its own: a member that dies at the moment in which it is answered that it has joined stays in
+// the group for ever, with the partitions that it is given. Only another distribution finds it out, so there is one every half
+// minute. Partitions stay where they are meanwhile.
 func (s *Scheduler) watchGroup(ctx context.Context, member *kgo.Client) {
 	before := map[int32]bool{}
-	for {
+	for look := 1; ; look++ {
 		select {
 		case <-time.After(groupLook):
 		case <-ctx.Done():
 			return
+		}
+		if look%ghostLooks == 0 && s.embedded(ctx) {
+			member.ForceRebalance()
+			continue
 		}
 		without := s.unowned(ctx)
 		again := false
@@ -291,6 +299,17 @@ func (s *Scheduler) watchGroup(ctx context.Context, member *kgo.Client) {
 			before = map[int32]bool{}
 		}
 	}
+}
+
+// ghostLooks is how many looks lie between two distributions that find out members which are none.
+const ghostLooks = 6
+
+// embedded says whether the broker is the one of package embedded, by the cluster's id.
+func (s *Scheduler) embedded(ctx context.Context) bool {
+	bounded, cancel := context.WithTimeout(ctx, groupLook)
+	defer cancel()
+	brokers, err := s.admin.BrokerMetadata(bounded)
+	return err == nil && brokers.Cluster == "opstream-embedded"
 }
 
 // unowned asks the group's coordinator which partitions it has given to nobody. In doubt there are none.
