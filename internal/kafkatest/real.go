@@ -80,7 +80,7 @@ var shared = sync.OnceValues(func() ([]string, error) {
 	if seeds := os.Getenv(SeedsEnv); seeds != "" {
 		return reach(strings.Split(seeds, ","))
 	}
-	l, err := startLocal(1) // it ends with this process
+	l, err := startLocal("", 1) // it ends with this process
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +113,26 @@ type Local struct {
 // one.
 func StartLocal(t testing.TB, brokers int) *Local {
 	t.Helper()
+	return startFor(t, "", brokers)
+}
+
+// StartLocalIn is StartLocal in a folder that is there and empty. It is removed with the test, unless something is mounted there.
+func StartLocalIn(t testing.TB, dir string, brokers int) *Local {
+	t.Helper()
+	return startFor(t, dir, brokers)
+}
+
+// StartLocalBehind is StartLocal with a broker for each of these addresses, host:port, that tells its clients to come there: to a proxy
+// of the test, which goes on to [Local.Seeds].
+func StartLocalBehind(t testing.TB, addresses ...string) *Local {
+	t.Helper()
+	return startFor(t, "", len(addresses), "--advertise", strings.Join(addresses, ","))
+}
+
+func startFor(t testing.TB, dir string, brokers int, more ...string) *Local {
+	t.Helper()
 	leaveOut(t)
-	l, err := startLocal(brokers)
+	l, err := startLocal(dir, brokers, more...)
 	if err != nil {
 		missing(t, err)
 	}
@@ -131,16 +149,19 @@ func StartLocal(t testing.TB, brokers int) *Local {
 	return l
 }
 
-func startLocal(brokers int) (*Local, error) {
-	dir, err := os.MkdirTemp("", "opstream-kafka-")
-	if err != nil {
-		return nil, err
+func startLocal(dir string, brokers int, more ...string) (*Local, error) {
+	var err error
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "opstream-kafka-"); err != nil {
+			return nil, err
+		}
 	}
 	stdin, alive, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	out, err := script(startLimit, stdin, "start", "--while-stdin", "--brokers", strconv.Itoa(brokers), dir)
+	args := append([]string{"start", "--while-stdin", "--brokers", strconv.Itoa(brokers)}, more...)
+	out, err := script(startLimit, stdin, append(args, dir)...)
 	_ = stdin.Close() // the guard has its own
 	if err != nil {
 		_ = alive.Close()
@@ -153,13 +174,30 @@ func startLocal(brokers int) (*Local, error) {
 
 var locals sync.Map
 
-// Seeds are the brokers' addresses. They stay the same for the whole life of the cluster.
+// Seeds are where the brokers listen, whatever they tell their clients. They stay the same for the whole life of the cluster.
 func (l *Local) Seeds() []string { return l.seeds }
 
 // Kill kills broker n, from 1 on, with SIGKILL, and returns when it has ended.
 func (l *Local) Kill(n int) error {
 	_, err := script(stopLimit, nil, "stop", "--kill", "--broker", strconv.Itoa(n), l.dir)
 	return err
+}
+
+// Log is what broker n has logged in all its lives.
+func (l *Local) Log(n int) (string, error) {
+	text, err := os.ReadFile(filepath.Join(l.dir, fmt.Sprintf("broker-%d.log", n)))
+	return string(text), err
+}
+
+// Runs tells whether broker n runs.
+func (l *Local) Runs(n int) bool {
+	out, _ := script(stopLimit, nil, "status", l.dir) // it fails when one does not run, and says so in its lines
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == strconv.Itoa(n) {
+			return fields[2] == "running"
+		}
+	}
+	return false
 }
 
 // Stop stops broker n as an operator would.
@@ -214,7 +252,7 @@ func script(limit time.Duration, stdin *os.File, args ...string) (string, error)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("deploy/local/kafka %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(said.Bytes()))
+		return out.String(), fmt.Errorf("deploy/local/kafka %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(said.Bytes()))
 	}
 	return out.String(), nil
 }

@@ -115,6 +115,19 @@ var postgresServer = sync.OnceValues(func() (string, error) {
 	if address := os.Getenv(EnvPostgres); address != "" {
 		return address, nil
 	}
+	script, err := scriptPath()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "opstream-postgres-")
+	if err != nil {
+		return "", err
+	}
+	return start(script, dir)
+})
+
+// scriptPath finds deploy/local/postgres from where this package's source is.
+func scriptPath() (string, error) {
 	_, file, _, ok := runtime.Caller(0)
 	if !ok {
 		return "", errors.New("expected to know where the sources are, but this binary does not say")
@@ -123,12 +136,8 @@ var postgresServer = sync.OnceValues(func() (string, error) {
 	if _, err := os.Stat(script); err != nil {
 		return "", fmt.Errorf("find the script that starts one: %w", err)
 	}
-	dir, err := os.MkdirTemp("", "opstream-postgres-")
-	if err != nil {
-		return "", err
-	}
-	return start(script, dir)
-})
+	return script, nil
+}
 
 var (
 	heldMu sync.Mutex

@@ -42,3 +42,31 @@ func TestCockroachIsFresh(t *testing.T) {
 		t.Errorf("expected an empty database, but: %v", err)
 	}
 }
+
+func TestLocalKeepsAddressAndData(t *testing.T) {
+	local := pgtest.StartLocal(t)
+	run := func(statement string) error {
+		conn, err := pgx.Connect(t.Context(), local.URL)
+		if err != nil {
+			return err
+		}
+		defer conn.Close(t.Context())
+		_, err = conn.Exec(t.Context(), statement)
+		return err
+	}
+	if err := run("CREATE TABLE t (n bigint)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := local.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("SELECT * FROM t"); err == nil {
+		t.Error("expected nobody to answer after Stop")
+	}
+	if err := local.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("SELECT * FROM t"); err != nil {
+		t.Errorf("expected the table to be there again, but: %v", err)
+	}
+}
