@@ -123,6 +123,19 @@ func (p *Proxy) Stall(d Direction) { p.change(func() { p.stalled |= d }) }
 // Resume delivers again, first what has piled up.
 func (p *Proxy) Resume(d Direction) { p.change(func() { p.stalled &^= d }) }
 
+// Strand has the connections that are there deliver nothing more, ever, and tell neither side of the other's end, as when a router on
+// the way has forgotten them; new ones are as they should be. It returns how many.
+func (p *Proxy) Strand() int {
+	n := 0
+	p.change(func() {
+		for l := range p.links {
+			l.stranded = true
+		}
+		n = len(p.links) / 2
+	})
+	return n
+}
+
 // Delay has everything that comes from now on arrive this much later, each way. It limits no connection's throughput below 64 MiB in
 // that time. A connection's beginning is not delayed, since it is the kernel that accepts.
 func (p *Proxy) Delay(d time.Duration) { p.change(func() { p.delay = d }) }
@@ -238,6 +251,7 @@ type link struct {
 	reset     func() // ends the whole connection; may be called again
 	room      chan struct{}
 	news      chan struct{}
+	stranded  bool // for good; under p.mu
 
 	mu    sync.Mutex
 	queue []chunk
@@ -357,7 +371,7 @@ func (l *link) next(over context.Context) (chunk, bool) {
 func (l *link) passable(over context.Context, c chunk) (chunk, bool) {
 	for {
 		l.p.mu.Lock()
-		stalled, changed := l.p.stalled&l.direction != 0, l.p.changed
+		stalled, changed := l.stranded || l.p.stalled&l.direction != 0, l.p.changed
 		l.p.mu.Unlock()
 		if !stalled {
 			return c, true

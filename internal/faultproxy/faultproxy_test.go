@@ -225,6 +225,26 @@ func TestStall(t *testing.T) {
 	cut(t, c, "")
 }
 
+func TestStrand(t *testing.T) {
+	target, _ := echo(t)
+	p := proxy(t, target)
+	old := dial(t, p)
+	send(t, old, "a")
+	hears(t, old, "a")
+	if n := p.Strand(); n != 1 {
+		t.Errorf("expected one connection to be stranded, but it was %d", n)
+	}
+	send(t, old, "b")
+	silent(t, old)
+	c := dial(t, p)
+	send(t, c, "c")
+	hears(t, c, "c")
+	p.Resume(Both) // is no help
+	silent(t, old)
+	p.Cut()
+	cut(t, old, "")
+}
+
 // silent expects to hear nothing for a moment.
 func silent(t *testing.T, c net.Conn) {
 	t.Helper()
@@ -346,6 +366,7 @@ func TestConcurrentUse(t *testing.T) {
 		func() { p.Stall(Both); p.Resume(Both) },
 		func() { p.Stall(ToClient); p.Resume(ToClient) },
 		func() { p.Cut() },
+		func() { p.Strand() },
 		func() { p.CutAfter(ToTarget, 3) },
 		func() { p.Delay(time.Millisecond); p.Delay(0) },
 		func() {
