@@ -131,9 +131,10 @@ func (q *Query) reach(ctx context.Context, after api.Positions, wait time.Durati
 	return nil
 }
 
-// unavailable says that the tables cannot be read, unless it is the caller who has gone.
+// unavailable says that the tables cannot be read, unless it is the caller who has gone. A deadline is the database's, which has let it
+// pass.
 func unavailable(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()
 	}
 	return api.NewProblem(api.ReadSideUnavailable, "the database does not answer; operations are accepted and run as ever").Because(err)
