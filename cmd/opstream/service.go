@@ -76,6 +76,7 @@ type service struct {
 	group *group
 	url   string // of the API, when it has that role
 
+	reach     *reach
 	store     projections.Store
 	progress  query.Progress
 	follower  *query.Follower // when others may write the tables too
@@ -120,7 +121,8 @@ func startService(ctx context.Context, g *group, cfg serviceConfig) (_ *service,
 	if cfg.has(roleAPI) && !cfg.has(roleProjector) && !cockroach.IsURL(cfg.database) {
 		return nil, &exitError{exitUsage, errors.New("expected the role projector beside api, or --database with the URL of PostgreSQL or CockroachDB: SQLite's tables are read in the process that writes them")}
 	}
-	client := cfg.clientOptions()
+	s.reach = newReach(cfg.log)
+	client := append(cfg.clientOptions(), kgo.WithHooks(s.reach))
 	if cfg.has(roleProjector) || cfg.has(roleAPI) {
 		if s.store, err = openTables(ctx, &cfg); err != nil {
 			return nil, err
@@ -335,6 +337,9 @@ func (s *service) ready(ctx context.Context) error {
 				return fmt.Errorf("partition %d is not projected any more: %w", part.Partition, part.Stopped)
 			}
 		}
+	}
+	if err := s.reach.err(); err != nil {
+		return err
 	}
 	if s.scheduler != nil {
 		for _, p := range s.scheduler.Status() {
