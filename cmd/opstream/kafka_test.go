@@ -86,7 +86,7 @@ func TestKafkaUnderFire(t *testing.T) {
 func (in *installation) probe(id string) time.Duration {
 	in.t.Helper()
 	began := time.Now()
-	in.request(&producers.Request{ID: id, Organization: "probe", Type: "noop"})
+	in.ask(&producers.Request{ID: id, Organization: "probe", Type: "noop"}, func() {})
 	eventually(in.t, time.Minute, func() (bool, string) {
 		op, err := in.api.Get(in.t.Context(), "probe", id, api.Call{})
 		if err != nil {

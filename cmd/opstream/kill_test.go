@@ -152,6 +152,8 @@ type installation struct {
 	crm     *producers.Client
 	api     *api.Client
 	watcher *watcher
+	rate    int    // requests per second under load; 0 for 300
+	besides func() // what a test judges besides, when all has ended and everything still runs; nil for nothing
 
 	requests sync.WaitGroup // that are under way
 
@@ -265,6 +267,16 @@ func (in *installation) part(name string) *daemon {
 
 // request asks for an operation, and remembers it once the log has acknowledged it.
 func (in *installation) request(q *producers.Request) {
+	in.ask(q, func() {
+		if in.recent = append(in.recent, q); len(in.recent) > 200 {
+			in.recent = slices.Delete(in.recent, 0, 100)
+		}
+	})
+}
+
+// ask is request for an operation to which the load gives no commands. What is to be done when the log has acknowledged it is done under
+// the lock.
+func (in *installation) ask(q *producers.Request, accepted func()) {
 	in.requests.Add(1)
 	in.crm.RequestAsync(in.t.Context(), q, func(err error) {
 		defer in.requests.Done()
@@ -275,9 +287,7 @@ func (in *installation) request(q *producers.Request) {
 			return
 		}
 		in.accepted[q.ID] = q
-		if in.recent = append(in.recent, q); len(in.recent) > 200 {
-			in.recent = slices.Delete(in.recent, 0, 100)
-		}
+		accepted()
 	})
 }
 
@@ -534,6 +544,9 @@ func (in *installation) judge() {
 	}
 	t.Logf("%d operations, %d answers of the API, %d attempts seen by the handler, %d events, %d void records",
 		len(in.accepted), len(in.answers), runs, events, void)
+	if in.besides != nil {
+		in.besides()
+	}
 	verify := exec.CommandContext(t.Context(), must(program()), "verify", "--brokers", in.broker, "--database", in.tables)
 	if in.topics.Prefix != "" {
 		verify.Args = append(verify.Args, "--topic-prefix", in.topics.Prefix)
@@ -746,7 +759,7 @@ func (in *installation) underLoad(do func(seed uint64)) {
 	loaded := make(chan struct{})
 	go func() {
 		defer close(loaded)
-		in.load(seed, 300, stop)
+		in.load(seed, cmp.Or(in.rate, 300), stop)
 	}()
 	stopLoading := sync.OnceFunc(func() {
 		close(stop)
