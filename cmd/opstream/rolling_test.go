@@ -334,8 +334,8 @@ type step struct {
 	ended          time.Time
 }
 
-// restart stops a process and starts the other version in its place, and returns when its share of the work is with it again.
-func (in *installation) restart(s *spectator, d *daemon, path string) step {
+// exchange stops a process and starts the other version in its place, and returns when its share of the work is with it again.
+func (in *installation) exchange(s *spectator, d *daemon, path string) step {
 	t := in.t.(*testing.T)
 	t.Helper()
 	st := step{name: d.name, began: time.Now()}
@@ -441,7 +441,7 @@ func (in *installation) rolling(older, newer string, every time.Duration) {
 	for _, path := range []string{newer, older} {
 		for i := range max(rollingSchedulers, rollingWorkers) {
 			for _, name := range []string{fmt.Sprint("scheduler-", i+1), fmt.Sprint("worker-", i+1)} {
-				steps = append(steps, in.restart(s, in.part(name), path))
+				steps = append(steps, in.exchange(s, in.part(name), path))
 			}
 		}
 	}
