@@ -477,7 +477,7 @@ func badElsewhere() []sent {
 	return []sent{
 		{"report, truncated", report(`{"organization":"bad"`), "dead malformed_json"},
 		{"report, tombstone", &kgo.Record{Topic: topics.Reports(), Key: []byte("k")}, "dead missing_header"},
-		{"report, unknown field", report(`{"organization":"bad","id":"x","attempt":1,"session":"s","pay":1}`), "dead unknown_field"},
+		{"report, of a newer version", report(`{"organization":"bad","id":"x","attempt":1,"session":"s","pay":1}`), "rejected not_found"},
 		{"report, large number", report(`{"organization":"bad","id":"x","attempt":4294967296,"session":"s"}`), "rejected out_of_range"},
 		{"report, deep", report(`{"organization":"bad","id":"x","attempt":1,"session":"s","result":` + strings.Repeat("[", 100_000)), "dead too_deep"},
 		{"report, large", report(strings.Repeat(" ", 7<<20)), "dead too_large"},

@@ -21,8 +21,11 @@ func TestMeasureRecovery(t *testing.T) {
 	if os.Getenv("OPSTREAM_MEASURE") == "" {
 		t.Skip("it measures and judges nothing; set OPSTREAM_MEASURE=1 to have its numbers")
 	}
-	for _, live := range []int{0, 10_000, 100_000} {
-		t.Run(fmt.Sprintf("dev with %d live operations", live), func(t *testing.T) { measureDev(t, live) })
+	for _, live := range []int{0, 1000, 10_000, 100_000, 1_000_000} {
+		t.Run(fmt.Sprintf("dev with %d live operations", live), func(t *testing.T) { measureDev(t, live, 0) })
+	}
+	for _, events := range []int{1_000_000, 10_000_000} {
+		t.Run(fmt.Sprintf("dev after %d events", events), func(t *testing.T) { measureDev(t, 0, events) })
 	}
 	t.Run("scheduler killed", measureScheduler)
 	for _, lease := range []string{"3s", "15s"} {
@@ -63,7 +66,7 @@ func (in *installation) waiting(n int) {
 		in.request(&producers.Request{ID: fmt.Sprint("live-", i), Organization: "o", Type: "noop", PostponeUntil: time.Now().Add(time.Hour), Data: map[string]any{"result": "some bytes that an operation might carry with it"}})
 	}
 	in.requests.Wait()
-	eventually(in.t, 120*time.Second, func() (bool, string) {
+	eventually(in.t, 10*time.Minute, func() (bool, string) {
 		counts, err := in.api.Counts(in.t.Context(), "", api.Call{})
 		if err != nil {
 			return false, err.Error()
@@ -77,11 +80,26 @@ func (in *installation) waiting(n int) {
 	})
 }
 
-func measureDev(t *testing.T, live int) {
+// history has as many operations requested and done as make so many events: four each.
+func (in *installation) history(events int) {
+	const atOnce = 10_000
+	ended := in.ends(in.t.Context())
+	for done := 0; done < events/4; done += atOnce {
+		for i := range atOnce {
+			in.request(&producers.Request{ID: fmt.Sprintf("h-%d", done+i), Organization: "o", Type: "noop"})
+		}
+		for range atOnce {
+			<-ended
+		}
+	}
+}
+
+func measureDev(t *testing.T, live, events int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	in := devInstallation(t, "--lease", "15s")
+	in := devInstallation(t, "--lease", "15s", "--slots", "1024")
 	in.waiting(live)
+	in.history(events)
 	<-after(7 * time.Second) // a checkpoint or two
 	ended := in.ends(ctx)
 	go in.stream(ctx, "s")
@@ -97,7 +115,7 @@ func measureDev(t *testing.T, live int) {
 		<-d.ready
 		ready := time.Since(at)
 		<-ended
-		t.Logf("%d live operations: started after %s, first operation done %s after the kill", live, ready.Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
+		t.Logf("%d live operations, %d events of history: started after %s, first operation done %s after the kill", live, events, ready.Round(time.Millisecond), time.Since(at).Round(time.Millisecond))
 		for range 100 {
 			<-ended
 		}

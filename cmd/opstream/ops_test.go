@@ -236,7 +236,7 @@ func TestReadiness(t *testing.T) {
 	}
 	expect("/readyz", http.StatusServiceUnavailable, "starts")
 	expect("/livez", http.StatusOK, "")
-	o.serve(&service{worker: w})
+	o.serve(&service{worker: w, reach: newReach(slog.New(slog.DiscardHandler))})
 	expect("/readyz", http.StatusServiceUnavailable, "no session")
 	w.Counters().Sessions.Add(1)
 	expect("/readyz", http.StatusOK, "")
