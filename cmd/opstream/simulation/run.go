@@ -215,6 +215,7 @@ func (w *world) echo(ctx context.Context, f *faultPlan) {
 		return
 	}
 	defer client.Close()
+	identify(bounded, client)
 	r := chance(w.plan.Seed, "echo at "+f.at.String())
 	for range f.times {
 		rec := ends[r.IntN(len(ends))]
@@ -229,7 +230,7 @@ func (w *world) echo(ctx context.Context, f *faultPlan) {
 			again = &kgo.Record{Topic: rec.Topic, Key: rec.Key, Value: rec.Value, Headers: rec.Headers}
 		}
 		again.Partition = rec.Partition
-		err := client.ProduceSync(bounded, again).FirstErr()
+		err := put(bounded, client, again)
 		w.history.note("world", "echoes report %d-%d of %s attempt %d as %s: %v", rec.Partition, rec.Offset, cmd.ID, cmd.Attempt, cmd.Kind, err)
 	}
 }
@@ -433,7 +434,21 @@ func (w *world) stray(ctx context.Context, v *voice, c commandPlan, o *opPlan, c
 	if c.garbage {
 		rec.Value = []byte(`{"id":`)
 	}
-	return v.raw.ProduceSync(ctx, rec).FirstErr()
+	return put(ctx, v.raw, rec)
+}
+
+// put produces a record and waits for what becomes of it until ctx ends. The record itself has no context: when one has ended whose
+// record may be on the log, and the producer needs a new id, franz-go asks for the id again and again without a pause, and in a
+// bubble no time passes while anybody is busy.
+func put(ctx context.Context, client *kgo.Client, rec *kgo.Record) error {
+	done := make(chan error, 1)
+	client.Produce(context.Background(), rec, func(_ *kgo.Record, err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // retryData is what a retry by hand corrects, nil for nothing.

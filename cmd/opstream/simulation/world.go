@@ -424,6 +424,7 @@ func (w *world) client(ctx context.Context, l *life) error {
 		return errors.Join(err, a.Close(ctx), plain.Close(ctx))
 	}
 	defer raw.Close()
+	identify(ctx, raw)
 	b := newBrowser(l.host.dial)
 	l.part.offer(l, &voice{a, plain, raw, b, ctx})
 	var listening sync.WaitGroup
@@ -437,6 +438,20 @@ func (w *world) client(ctx context.Context, l *life) error {
 	closing, end := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer end()
 	return errors.Join(err, a.Close(closing), plain.Close(closing))
+}
+
+// identify has a client that seldom produces get its producer id now. When it first needs one while its host has no network,
+// franz-go asks for it again and again without a pause, and in a bubble no time passes while anybody is busy.
+func identify(ctx context.Context, client *kgo.Client) {
+	for ctx.Err() == nil {
+		if _, _, err := client.ProducerID(ctx); err == nil {
+			return
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // nurse helps the broker over a fault of its own: a member whose connection breaks while it waits in a JoinGroup never expires, and
