@@ -34,7 +34,6 @@ type actor struct {
 
 	flow flow
 
-	taken   int64        // the request after the last one that was decided, whether it left an event or not
 	burials []chan error // dead letters that are not known to be on the log
 	unsent  []appended   // forwarded requests whose signals recovery could not tell to be sent
 
@@ -230,8 +229,8 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs, and where the log ended then. It returns true when the topic's partition must not be fetched until fetcher.resume. The
-// fetcher calls it.
+// give takes fetched inputs, and where the log ended then. It returns true when the topic's partition must not be fetched until
+// fetcher.resume. The fetcher calls it.
 func (a *actor) give(topic string, records []*kgo.Record, end int64) (pause bool) {
 	a.mu.Lock()
 	q := &a.reports

@@ -109,11 +109,6 @@ func (f *fetcher) run(ctx context.Context) {
 		cancel()
 		f.complain(fetches)
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-			if p.Topic == f.cfg.Topics.Requests() && p.HighWatermark > 0 {
-				if a := f.actors[p.Partition]; a != nil {
-					set(&a.seen.requestsEnd, p.HighWatermark)
-				}
-			}
 			if len(p.Records) == 0 {
 				return
 			}

@@ -124,9 +124,6 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 	if moreReports || moreRequests && requestsMax > 0 {
 		a.signal()
 	}
-	if n := len(requests); n > 0 {
-		a.taken = requests[n-1].Offset + 1
-	}
 	for _, records := range [][]*kgo.Record{reports, requests} {
 		for i, rec := range records {
 			if *cause, err = a.input(ctx, rec, t); err != nil {
@@ -146,14 +143,15 @@ func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operati
 	return a.settled(ctx)
 }
 
-// oldestWaiting is when the first request that waits was sent, in Unix milliseconds; 0 when none waits.
-func (a *actor) oldestWaiting() int64 {
+// undecided is how many requests wait, as far as is known, and when the first of them was sent, in Unix milliseconds; 0 when none
+// waits.
+func (a *actor) undecided() (n, oldest int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.requests.waiting) == 0 {
-		return 0
+	if len(a.requests.waiting) > 0 {
+		oldest = a.requests.waiting[0].Timestamp.UnixMilli()
 	}
-	return a.requests.waiting[0].Timestamp.UnixMilli()
+	return a.requests.lag(), oldest
 }
 
 // input decides one record and returns it as the cause of what follows.

@@ -47,10 +47,9 @@ type status struct {
 	active             atomic.Bool
 	waits              [operation.WaitServicePaused + 1]atomic.Int64
 
-	requestsEnd, requestsNext atomic.Int64 // of the partition of requests: the log's end, and the next one to decide
-	oldest                    atomic.Int64 // request that waits, Unix milliseconds; 0 when none does
-	events                    atomic.Int64 // since the last checkpoint
-	since                     atomic.Int64 // time of the last checkpoint, operation.Time
+	undecided, oldest atomic.Int64 // requests that wait, and when the first was sent, Unix milliseconds; 0 when none does
+	events            atomic.Int64 // since the last checkpoint
+	since             atomic.Int64 // time of the last checkpoint, operation.Time
 }
 
 // set stores what has changed: a load is cheaper than a store, and most has not.
@@ -70,8 +69,9 @@ func (s *status) show(a *actor) {
 	for why := operation.WaitNone + 1; why <= operation.WaitServicePaused; why++ {
 		set(&s.waits[why], int64(e.Waiting(why)))
 	}
-	set(&s.oldest, a.oldestWaiting())
-	set(&s.requestsNext, max(e.Positions().Requests, a.taken))
+	undecided, oldest := a.undecided()
+	set(&s.undecided, undecided)
+	set(&s.oldest, oldest)
 	set(&s.events, int64(a.points.events))
 	set(&s.since, int64(a.points.since))
 }
@@ -80,7 +80,7 @@ func (s *status) get(p int32, now operation.Time) Status {
 	out := Status{
 		Partition: p, Live: int(s.live.Load()), End: operation.Place(s.end.Load()), Active: s.active.Load(),
 		Waiting: make(map[operation.Wait]int, len(s.waits)), Backlog: int(s.backlog.Load()),
-		Undecided:       max(s.requestsEnd.Load()-s.requestsNext.Load(), 0),
+		Undecided:       s.undecided.Load(),
 		SinceCheckpoint: int(s.events.Load()),
 	}
 	if ms := s.oldest.Load(); ms != 0 {
