@@ -27,7 +27,9 @@ func TestMeasureRecovery(t *testing.T) {
 	for _, events := range []int{1_000_000, 10_000_000} {
 		t.Run(fmt.Sprintf("dev after %d events", events), func(t *testing.T) { measureDev(t, 0, events) })
 	}
-	t.Run("scheduler killed", measureScheduler)
+	for _, live := range []int{0, 100_000} {
+		t.Run(fmt.Sprintf("scheduler killed with %d live operations", live), func(t *testing.T) { measureScheduler(t, live) })
+	}
 	for _, lease := range []string{"3s", "15s"} {
 		t.Run("worker killed, lease "+lease, func(t *testing.T) { measureWorker(t, lease) })
 	}
@@ -132,10 +134,11 @@ func drain(c <-chan operation.ID) {
 	}
 }
 
-func measureScheduler(t *testing.T) {
+func measureScheduler(t *testing.T, live int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	in := splitInstallation(t, "--lease", "15s")
+	in.waiting(live)
 	<-after(8 * time.Second) // both schedulers have their part
 	ended := in.ends(ctx)
 	go in.stream(ctx, "s")
