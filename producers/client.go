@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/schemas"
@@ -68,6 +70,18 @@ type Client struct {
 	source []byte
 	kafka  *kgo.Client
 	room   *room
+	asked  *asked
+}
+
+// asked counts the requests to write that have ended, with an answer or without. The Kafka client tells nobody that it has sent a record
+// before; but one that saw a single request end has been in no other. Of more, some may have been of other records.
+type asked struct{ atomic.Uint64 }
+
+// OnBrokerE2E is called before anything follows from the end of a request, be it another try or an error.
+func (a *asked) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, _ kgo.BrokerE2E) {
+	if key == kmsg.Produce.Int16() {
+		a.Add(1)
+	}
 }
 
 // New makes a client. It connects with the first record.
@@ -76,8 +90,10 @@ func New(cfg Config) (*Client, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	a := new(asked)
 	kafka, err := kgo.NewClient(append([]kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
+		kgo.WithHooks(a),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(func(string) func(*kgo.Record, int) int {
 			return func(r *kgo.Record, n int) int { return int(schemas.PartitionFor(r.Key, int32(n))) }
@@ -91,7 +107,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a Kafka client for %v: %w", cfg.Brokers, err)
 	}
-	return &Client{cfg: cfg, source: []byte(cfg.Source), kafka: kafka, room: newRoom(cfg.BufferedMax, cfg.BufferedBytesMax)}, nil
+	return &Client{cfg: cfg, source: []byte(cfg.Source), kafka: kafka, room: newRoom(cfg.BufferedMax, cfg.BufferedBytesMax), asked: a}, nil
 }
 
 // batchBytes lets the largest request with its headers into a batch.
@@ -147,11 +163,12 @@ func (c *Client) send(ctx context.Context, rec *kgo.Record, done func(Position, 
 		done(Position{}, notSent(ctx, fmt.Sprintf("room among the %d records that may be under way", c.cfg.BufferedMax)))
 		return
 	}
+	before := c.asked.Load()
 	// detached: a context that ends fails all records of its partition that are buffered, whoever sent them.
 	c.kafka.Produce(context.Background(), rec, func(r *kgo.Record, err error) {
 		c.room.leave(size)
 		if err != nil {
-			done(Position{}, delivery(err))
+			done(Position{}, delivery(err, c.asked.Load()-before <= 1))
 			return
 		}
 		done(Position{r.Partition, r.Offset}, nil)

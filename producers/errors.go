@@ -96,8 +96,20 @@ func unsettled(ctx context.Context) *Error {
 }
 
 // delivery classifies what the Kafka client says of a record that it could not deliver. Unless the broker has said that it
-// does not have the record, it may have it: an answer may have been lost, or the record may be on some replicas.
-func delivery(err error) *Error {
+// does not have the record, it may have it: an answer may have been lost, or the record may be on some replicas. And what the broker
+// says is of the last try only, so it counts when there was no other.
+func delivery(err error, once bool) *Error {
+	last := lastTry(err)
+	if !once && last.Code != CodeOutcomeUnknown {
+		return &Error{
+			Code: CodeOutcomeUnknown, Retry: true, RetryAfter: time.Second, Err: err,
+			Reason: "the broker refused the record, but may have taken it when it was sent before: " + last.Reason + "; then send it again under the same id: if it is on the log already, nothing happens twice",
+		}
+	}
+	return last
+}
+
+func lastTry(err error) *Error {
 	switch {
 	case errors.Is(err, kgo.ErrClientClosed):
 		return &Error{

@@ -308,20 +308,29 @@ func TestTimeEndsWhileTheBrokerIsSilent(t *testing.T) {
 func TestErrorsOfTheBroker(t *testing.T) {
 	for _, test := range []struct {
 		code    *kerr.Error
+		lost    bool // the broker's answer, when it was asked first
 		retry   bool
 		unknown bool
 	}{
-		{kerr.MessageTooLarge, false, false},
-		{kerr.TopicAuthorizationFailed, false, false},
-		{kerr.InvalidRecord, false, false},
-		{kerr.UnknownServerError, true, true},
+		{kerr.MessageTooLarge, false, false, false},
+		{kerr.TopicAuthorizationFailed, false, false, false},
+		{kerr.InvalidRecord, false, false, false},
+		{kerr.UnknownServerError, false, true, true},
+		// The broker may have taken it when it was asked first.
+		{kerr.TopicAuthorizationFailed, true, true, true},
+		{kerr.MessageTooLarge, true, true, true},
 	} {
-		t.Run(test.code.Message, func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, lost %t", test.code.Message, test.lost), func(t *testing.T) {
 			b := kafkatest.Memory(t)
 			start(t, b)
 			cluster := b.Fake
+			lost := test.lost
 			cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 				cluster.KeepControl()
+				if lost {
+					lost = false
+					return nil, errors.New("the connection is cut"), true
+				}
 				produce := req.(*kmsg.ProduceRequest)
 				resp := produce.ResponseKind().(*kmsg.ProduceResponse)
 				for _, t := range produce.Topics {
