@@ -311,13 +311,13 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	if err == nil {
 		err = waitFor(ctx, reached)
 	}
-	used := readCPU(f.pids).minus(before)
 	until := lastOf(rec.done[:f.n])
 	if err == nil {
 		err = s.reachTables(ctx)
 		r.TablesLevelS = round(float64(rec.now()-until)/1e9, 3)
 		r.RowsPerOp = round(float64(written.Load()-rows)/float64(f.n), 2)
 	}
+	used := readCPU(f.pids).minus(before) // the tables' share too, when they lag behind
 	if f.profile != "" {
 		pprof.StopCPUProfile()
 	}
@@ -343,7 +343,7 @@ func bench(ctx context.Context, f benchFlags) (r benchResult, err error) {
 	}
 	r.CPUSelf, r.CPUServer = round(used.self, 2), round(used.servers, 2)
 	r.CPUPer1000 = round((used.self+used.servers)/float64(done)*1000, 4)
-	r.CPUOthersPct = round(max(used.machine-used.self-used.servers, 0)/wall*100, 0)
+	r.CPUOthersPct = round(max(used.machine-used.self-used.servers, 0)/(wall+r.TablesLevelS)*100, 0)
 	r.PeakMiB = peakMiB()
 	r.Repeats = rec.repeats.Load()
 	if err != nil {
