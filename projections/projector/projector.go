@@ -54,7 +54,7 @@ type Config struct {
 	// means none. Default: 50ms.
 	BusyPause time.Duration
 	// FloodPause is the wait while more than 20000 records come in a second: then most operations begin and end within a batch, and
-	// are written once instead of twice or three times. A negative one means none. Default: 300ms.
+	// are written once instead of twice or three times. A negative one means none. Default: 600ms.
 	FloodPause time.Duration
 	// BackoffMin and BackoffMax bound the wait after a failure. Defaults: 100ms and 10s.
 	BackoffMin, BackoffMax time.Duration
@@ -85,7 +85,7 @@ func (c Config) withDefaults() Config {
 		c.BusyPause = 50 * time.Millisecond
 	}
 	if c.FloodPause == 0 {
-		c.FloodPause = 300 * time.Millisecond
+		c.FloodPause = 600 * time.Millisecond
 	}
 	if c.BackoffMin <= 0 {
 		c.BackoffMin = 100 * time.Millisecond
@@ -219,7 +219,8 @@ func (p *Projector) session(ctx context.Context) error {
 		return err
 	}
 	opts := append([]kgo.Opt{
-		kgo.FetchMaxBytes(16 << 20), kgo.FetchMaxPartitionBytes(2 << 20), kgo.FetchMaxWait(10 * time.Second), kgo.FetchMinBytes(1),
+		// Room for what a partition has in Config.FloodPause: the client fetches once while nothing is taken.
+		kgo.FetchMaxBytes(32 << 20), kgo.FetchMaxPartitionBytes(8 << 20), kgo.FetchMaxWait(10 * time.Second), kgo.FetchMinBytes(1),
 	}, p.config.Client...)
 	opts = append(opts,
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}),
