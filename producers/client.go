@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 )
 
@@ -68,7 +69,7 @@ func (c Config) validate() error {
 type Client struct {
 	cfg    Config
 	source []byte
-	kafka  *kgo.Client
+	kafka  *kafkaclient.Client
 	room   *room
 	asked  *asked
 }
@@ -91,7 +92,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	a := new(asked)
-	kafka, err := kgo.NewClient(append([]kgo.Opt{
+	kafka, err := kafkaclient.New(append([]kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.WithHooks(a),
 		kgo.RequiredAcks(kgo.AllISRAcks()),

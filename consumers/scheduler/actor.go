@@ -362,10 +362,11 @@ func (a *actor) leave(ctx context.Context) error {
 	defer cancel()
 	for len(a.flying) > 0 {
 		if a.wait(grace, nil) != nil {
+			a.log.Warn("the partition was left while no broker had said what became of its last appends; nothing is lost: its next owner reads it", "appends", len(a.flying))
 			return nil
 		}
 		if err := a.acknowledge(); err != nil {
-			a.log.Warn("the partition was left before its last appends were known", "err", err)
+			a.log.Warn("the partition was left before its last appends were known; nothing is lost: its next owner reads what became of them", "err", err)
 			return nil
 		}
 	}

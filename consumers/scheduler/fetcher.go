@@ -10,6 +10,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -29,8 +30,8 @@ type heard struct {
 type fetcher struct {
 	cfg    Config
 	log    *slog.Logger
-	client *kgo.Client // inputs
-	pulse  *kgo.Client // heartbeats
+	client *kafkaclient.Client // inputs
+	pulse  *kafkaclient.Client // heartbeats
 	admin  *kadm.Client
 	ticks  ticker
 	hear   func(heard)
@@ -66,11 +67,11 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
 	}
 	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20))
-	client, err := kgo.NewClient(bounds...)
+	client, err := kafkaclient.New(bounds...)
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := kgo.NewClient(append(bounds, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
+	pulse, err := kafkaclient.New(append(bounds, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
 	if err != nil {
 		client.Close()
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -130,7 +131,7 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 	if from >= end.Offset {
 		return nil
 	}
-	client, err := kgo.NewClient(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
+	client, err := kafkaclient.Within(ctx, append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
 		kgo.FetchMaxBytes(32<<20), kgo.FetchMaxPartitionBytes(16<<20),
 	)...)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -114,7 +115,7 @@ func (t ticker) now() operation.Time {
 type Scheduler struct {
 	cfg   Config
 	log   *slog.Logger
-	out   *kgo.Client // appends and effects
+	out   *kafkaclient.Client // appends and effects
 	admin *kadm.Client
 	fetch *fetcher
 	ticks ticker
@@ -145,7 +146,7 @@ func New(cfg Config) (*Scheduler, error) {
 	if cfg.BacklogMax < 0 || cfg.Engine.LiveMax < 0 {
 		return nil, fmt.Errorf("expected Config.BacklogMax and Config.Engine.LiveMax to be positive, or 0 for the defaults, but got %d and %d", cfg.BacklogMax, cfg.Engine.LiveMax)
 	}
-	out, err := kgo.NewClient(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
+	out, err := kafkaclient.New(append(cfg.Client[:len(cfg.Client):len(cfg.Client)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(0),
@@ -158,7 +159,7 @@ func New(cfg Config) (*Scheduler, error) {
 		return nil, fmt.Errorf("producing client: %w", err)
 	}
 	return &Scheduler{
-		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out), owned: make(map[int32]*ownership),
+		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out.Client), owned: make(map[int32]*ownership),
 		ticks: ticker{time.Now()},
 	}, nil
 }
@@ -166,6 +167,8 @@ func New(cfg Config) (*Scheduler, error) {
 // Run takes part until ctx ends, then hands its partitions over and returns nil. It returns an error when it cannot go on.
 func (s *Scheduler) Run(ctx context.Context) error {
 	defer s.out.Close()
+	stop := context.AfterFunc(ctx, s.out.Abandon) // until there is something to hand over
+	defer stop()
 	partitions, err := s.partitionsPatiently(ctx)
 	if err != nil {
 		return err
@@ -180,6 +183,15 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("fetching client: %w", err)
 	}
+	stop()
+	// Actors hand over within closing, but for one that waits for room to append, which comes with an answer.
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(2 * closing):
+			stopWork(errStopped)
+		case <-work.Done():
+		}
+	})()
 	var fetching sync.WaitGroup
 	fetchCtx, stopFetch := context.WithCancel(work)
 	fetching.Go(func() { s.fetch.run(fetchCtx) })
@@ -202,9 +214,14 @@ func (s *Scheduler) takePart(ctx context.Context) error {
 			s.releaseAll(errStopped)
 			return fmt.Errorf("group client: %w", err)
 		}
+		watch, stop := context.WithCancel(ctx)
+		var watching sync.WaitGroup
+		watching.Go(func() { s.watchGroup(watch, member) })
 		err = s.beMember(ctx, member)
+		stop()
 		s.releaseAll(errStopped)
-		member.CloseAllowingRebalance() // leaves the group, so that the others take over at once
+		s.leave(member, session)
+		watching.Wait()
 		switch {
 		case err == nil:
 			return nil
@@ -216,13 +233,23 @@ func (s *Scheduler) takePart(ctx context.Context) error {
 	}
 }
 
+// leaveLimit is how long the group's coordinator may take to hear that a member leaves.
+const leaveLimit = 2 * time.Second
+
+// leave ends the membership so that the others take over at once. A coordinator that does not hear of it finds out by itself.
+func (s *Scheduler) leave(member *kafkaclient.Client, session time.Duration) {
+	// detached: it is the end of ctx that leads here
+	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
+	defer cancel()
+	if err := member.LeaveGroupContext(ctx); err != nil && !errors.Is(err, kerr.UnknownMemberID) {
+		s.log.Warn("the group of schedulers could not be told that this one leaves; nothing is lost: the others get its partitions when its session has run out",
+			"group", s.cfg.Group, "session", session, "err", err)
+	}
+	member.Close()
+}
+
 // beMember returns when ctx ends (nil), or when the brokers refuse the session's length.
-func (s *Scheduler) beMember(ctx context.Context, member *kgo.Client) error {
-	watch, stop := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() { s.watchGroup(watch, member) })
-	defer watching.Wait()
-	defer stop()
+func (s *Scheduler) beMember(ctx context.Context, member *kafkaclient.Client) error {
 	for ctx.Err() == nil {
 		for _, err := range member.PollFetches(ctx).Errors() {
 			if errors.Is(err.Err, kerr.InvalidSessionTimeout) {
@@ -238,8 +265,8 @@ func (s *Scheduler) beMember(ctx context.Context, member *kgo.Client) error {
 }
 
 // member joins the group. The membership is all that is wanted of this client.
-func (s *Scheduler) member(session time.Duration) (*kgo.Client, error) {
-	member, err := kgo.NewClient(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
+func (s *Scheduler) member(session time.Duration) (*kafkaclient.Client, error) {
+	member, err := kafkaclient.New(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumerGroup(s.cfg.Group),
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
 		// A change must not stop the partitions that stay.
@@ -274,7 +301,7 @@ const groupLook = 5 * time.Second
 // The embedded broker has a fault of its own: a member that dies at the moment in which it is answered that it has joined stays in
 // the group for ever, with the partitions that it is given. Only another distribution finds it out, so there is one every half
 // minute. Partitions stay where they are meanwhile.
-func (s *Scheduler) watchGroup(ctx context.Context, member *kgo.Client) {
+func (s *Scheduler) watchGroup(ctx context.Context, member *kafkaclient.Client) {
 	before := map[int32]bool{}
 	for look := 1; ; look++ {
 		select {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -22,7 +23,7 @@ type session struct {
 	w      *Worker
 	id     operation.SessionID
 	inbox  int32
-	client *kgo.Client
+	client *kafkaclient.Client
 	base   context.Context //nolint:containedctx // the values that handlers' contexts inherit; it never ends
 
 	unsent  atomic.Int64  // reports that are not on the log yet
@@ -72,7 +73,7 @@ func (w *Worker) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	inboxes := w.cfg.Topics.Inboxes()
-	s.client, err = kgo.NewClient(w.clientOpts(
+	s.client, err = kafkaclient.New(w.clientOpts(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{inboxes: {s.inbox: kgo.NewOffset().At(end)}}),
 		// Only a log that was cut behind our back leads here. What stood there is offered again; what is read twice is known.
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -85,14 +86,14 @@ func (w *Worker) open(ctx context.Context) (*session, error) {
 
 // findInbox chooses the partition of the inboxes and returns its end.
 func (s *session) findInbox(ctx context.Context) (int64, error) {
-	client, err := kgo.NewClient(s.w.clientOpts()...)
+	client, err := kafkaclient.Within(ctx, s.w.clientOpts()...)
 	if err != nil {
 		return 0, fmt.Errorf("expected a client, but its options do not fit: %w", err)
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	admin, topic := kadm.NewClient(client), s.w.cfg.Topics.Inboxes()
+	admin, topic := kadm.NewClient(client.Client), s.w.cfg.Topics.Inboxes()
 	ends, err := admin.ListEndOffsets(ctx, topic)
 	if err != nil {
 		return 0, fmt.Errorf("expected the ends of topic %s, but: %w", topic, err)
@@ -180,10 +181,7 @@ func (s *session) leave() {
 	// could only be lost.
 	s.await(linger-time.Since(now), func() bool { return false })
 	if !s.await(s.w.cfg.FlushLimit, func() bool { return s.unsent.Load() == 0 }) {
-		if s.isOver() {
-			return
-		}
-		s.w.log.Warn("the worker stops before all reports were written; their attempts will count as lost", "session", s.id, "reports", s.unsent.Load())
+		s.w.log.Warn("the worker stops before the brokers have taken all reports; nothing is lost: attempts whose reports are missing count as lost when the lease has run out, and run again", "session", s.id, "reports", s.unsent.Load())
 		return
 	}
 	s.mu.Lock()
@@ -191,7 +189,9 @@ func (s *session) leave() {
 	s.beatNext = now
 	s.arm(now)
 	s.mu.Unlock()
-	s.await(s.w.cfg.FlushLimit, func() bool { return s.farewell == goneState })
+	if !s.await(s.w.cfg.FlushLimit, func() bool { return s.farewell == goneState }) {
+		s.w.log.Warn("the worker could not say that its session has ended; nothing is lost: all its attempts are reported, and its lease runs out", "session", s.id)
+	}
 }
 
 // goneState is the farewell of a session whose last heartbeat is on the log.

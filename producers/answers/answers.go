@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/producers"
 	"github.com/opstream/opstream/producers/command"
 	"github.com/opstream/opstream/schemas"
@@ -62,7 +63,7 @@ func (c Config) validate() error {
 type Client struct {
 	cfg        Config
 	producer   *producers.Client
-	reader     *kgo.Client
+	reader     *kafkaclient.Client
 	journal    string
 	partitions []*partition
 	slots      chan struct{}
@@ -86,14 +87,16 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{cfg: cfg, producer: producer, journal: cfg.Topics.Journal(), slots: make(chan struct{}, cfg.InFlightMax)}
-	c.reader, err = kgo.NewClient(append([]kgo.Opt{
+	c.reader, err = kafkaclient.New(append([]kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // an offset that is not there must be heard of, not skipped
 		kgo.FetchMaxWait(500 * time.Millisecond),    // a partition's first fetch waits no longer behind empty ones
 		kgo.MetadataMinAge(100 * time.Millisecond),
 	}, cfg.Options...)...)
 	if err == nil {
+		stop := context.AfterFunc(ctx, c.reader.Abandon)
 		err = c.beginPatiently(ctx)
+		stop()
 		if err != nil {
 			c.reader.Close()
 		}
@@ -127,7 +130,7 @@ var errUnreachable = errors.New("no broker can be reached")
 
 // begin finds the partitions and their ends.
 func (c *Client) begin(ctx context.Context) error {
-	admin := kadm.NewClient(c.reader)
+	admin := kadm.NewClient(c.reader.Client)
 	requests := c.cfg.Topics.Requests()
 	ends, err := admin.ListEndOffsets(ctx, c.journal, requests)
 	if err == nil {

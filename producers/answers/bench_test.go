@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 )
@@ -146,7 +147,7 @@ func BenchmarkTail(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
-		reader, err := kgo.NewClient(kgo.SeedBrokers(w.seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{w.topics.Journal(): {0: kgo.NewOffset().At(0)}}))
+		reader, err := kafkaclient.New(kgo.SeedBrokers(w.seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{w.topics.Journal(): {0: kgo.NewOffset().At(0)}}))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/projections"
 	"github.com/opstream/opstream/schemas"
 )
@@ -30,12 +31,12 @@ func sortByPartition(s []PartitionStatus) {
 // Ends returns the end of every partition.
 func (j Journal) Ends(ctx context.Context) (map[int32]int64, error) {
 	topic := j.Topics.Journal()
-	client, err := kgo.NewClient(j.Client...)
+	client, err := kafkaclient.Within(ctx, j.Client...)
 	if err != nil {
 		return nil, fmt.Errorf("make a client to ask for the end of %s: %w", topic, err)
 	}
 	defer client.Close()
-	offsets, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
+	offsets, err := kadm.NewClient(client.Client).ListEndOffsets(ctx, topic)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the end of %s: %w", topic, err)
 	}
@@ -65,7 +66,7 @@ func (j Journal) Read(ctx context.Context, partition int32, to int64, show func(
 	if to == 0 {
 		return projections.Position{Partition: partition}, nil
 	}
-	client, err := kgo.NewClient(append(slices.Clone(j.Client),
+	client, err := kafkaclient.Within(ctx, append(slices.Clone(j.Client),
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(0)}}),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.KeepControlRecords(),

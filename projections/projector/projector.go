@@ -31,6 +31,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/projections"
 	"github.com/opstream/opstream/schemas"
 )
@@ -227,13 +228,13 @@ func (p *Projector) session(ctx context.Context) error {
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.KeepControlRecords(),
 	)
-	client, err := kgo.NewClient(opts...)
+	client, err := kafkaclient.Within(ctx, opts...)
 	if err != nil {
 		return fmt.Errorf("make a client to read %s: %w", topic, err)
 	}
 	defer client.Close()
 	p.fails(nil)
-	return p.loop(ctx, client, topic)
+	return p.loop(ctx, client.Client, topic)
 }
 
 // ends asks for the end of every partition that is to be projected.

@@ -1,0 +1,59 @@
+// Package kafkaclient makes Kafka clients that can be closed whatever their brokers do.
+//
+// To close a client of franz-go takes answers: a member of a group tells its coordinator that it leaves, and a consumer gives back its
+// fetch sessions; both wait behind whatever else is under way on the connection, also behind a connection that is being made. A
+// broker that takes connections and answers nothing holds that up for as long as it likes. What ends all waits of a client at once is
+// the end of its context ([kgo.WithContext]), which is what a Client here has of its own.
+package kafkaclient
+
+import (
+	"context"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Client is a client of franz-go whose Close ends.
+type Client struct {
+	*kgo.Client
+	abandon context.CancelFunc
+}
+
+// CloseLimit is how long [Client.Close] waits for brokers: for what is nice to tell them, and is not needed.
+const CloseLimit = time.Second
+
+// New is kgo.NewClient. The context of the client is its own.
+func New(opts ...kgo.Opt) (*Client, error) {
+	// detached: it lives until Close
+	return Within(context.Background(), opts...)
+}
+
+// Within is New for a client that is of no use when ctx has ended: then all that it waits for ends. To give ctx to its requests is not
+// enough, since one that waits for a connection to be made does not look at it.
+func Within(ctx context.Context, opts ...kgo.Opt) (*Client, error) {
+	ctx, abandon := context.WithCancel(ctx)
+	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)], kgo.WithContext(ctx))...)
+	if err != nil {
+		abandon()
+		return nil, err
+	}
+	return &Client{client, abandon}, nil
+}
+
+// Abandon ends all that the client waits for. Nothing can be asked of it any more; it must still be closed.
+func (c *Client) Abandon() { c.abandon() }
+
+// Close is kgo's, within little more than CloseLimit. A member that wants its group to know that it leaves calls LeaveGroupContext before,
+// with a limit of its own.
+func (c *Client) Close() {
+	timer := time.AfterFunc(CloseLimit, c.abandon)
+	c.Client.Close()
+	timer.Stop()
+	c.abandon()
+}
+
+// CloseAllowingRebalance is Close for a member that blocks rebalances while it works on what it has polled.
+func (c *Client) CloseAllowingRebalance() {
+	c.AllowRebalance()
+	c.Close()
+}
