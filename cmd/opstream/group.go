@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // group runs the parts of a service. The first part that ends, or the end of the caller's context, stops the rest: the
@@ -13,6 +14,7 @@ type group struct {
 	parts []*part
 	ended chan struct{} // closed by the first part that ends
 	once  sync.Once
+	limit time.Duration // of a part's stop
 }
 
 type part struct {
@@ -22,7 +24,7 @@ type part struct {
 	err  error
 }
 
-func newGroup() *group { return &group{ended: make(chan struct{})} }
+func newGroup() *group { return &group{ended: make(chan struct{}), limit: partLimit} }
 
 // start runs a part until it is stopped.
 func (g *group) start(name string, run func(ctx context.Context) error) {
@@ -44,6 +46,10 @@ func (g *group) wait(ctx context.Context) {
 	}
 }
 
+// partLimit is how long a part may take to stop. Each has bounds of its own far below, of which a worker's are the widest; this one is
+// for what nobody has thought of: a process that must be killed leaves more behind than one part that is given up.
+const partLimit = 40 * time.Second
+
 // stop stops all parts and returns their errors. That a part which was told to stop did not finish something is none.
 func (g *group) stop() error {
 	var errs []error
@@ -56,7 +62,12 @@ func (g *group) stop() error {
 		default:
 		}
 		p.stop()
-		<-p.done
+		select {
+		case <-p.done:
+		case <-time.After(g.limit):
+			errs = append(errs, fmt.Errorf("%s: expected it to stop within %s, but it did not, and is given up", p.name, g.limit))
+			continue
+		}
 		if p.err != nil && !(told && errors.Is(p.err, context.Canceled)) {
 			errs = append(errs, fmt.Errorf("%s: %w", p.name, p.err))
 		}

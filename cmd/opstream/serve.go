@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/consumers/handlers/webhook"
 	"github.com/opstream/opstream/projections"
@@ -47,7 +48,9 @@ Every flag can also be given in a file and in the environment: opstream config -
 and /metrics.
 
 At SIGTERM or Ctrl-C a process takes nothing new, lets handlers go on for ten seconds at
-most, gives back what is left, and exits with 0. A second signal ends it at once.`,
+most, gives back what is left, and exits with 0. Brokers that do not answer hold that up by
+some seconds for each role: what they could not be told is logged, and they find it out by
+themselves. A second signal ends a process at once.`,
 		Example: `  opstream serve --roles scheduler,worker --brokers kafka-1:9092,kafka-2:9092 --create-topics
   opstream serve --roles projector,api --brokers kafka-1:9092 --database ./tables.db --listen 0.0.0.0:8080
   opstream serve --roles projector --brokers kafka-1:9092 --database postgres://opstream@db/opstream?sslmode=verify-full
@@ -97,7 +100,8 @@ most, gives back what is left, and exits with 0. A second signal ends it at once
 				}
 			} else {
 				cfg.security = f.clientOptions
-				if err := reachKafka(ctx, cfg.brokers, cfg.clientOptions(), log); err != nil {
+				// A connection that is being made heeds the client's context alone, not the caller's.
+				if err := reachKafka(ctx, cfg.brokers, append(cfg.clientOptions(), kgo.WithContext(ctx)), log); err != nil {
 					return stopped(ctx, g, err)
 				}
 			}

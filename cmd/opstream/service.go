@@ -25,6 +25,7 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/setup"
 	"github.com/opstream/opstream/producers/answers"
 	"github.com/opstream/opstream/producers/command"
@@ -95,6 +96,7 @@ func (c *serviceConfig) clientOptions() []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.brokers...),
 		kgo.ClientID("opstream"),
+		kgo.DisableClientMetrics(), // there are our own, and the last push of these would hold up the end
 		// A partition without a leader, as topics that were just created have them, is asked for again soon; and the
 		// first fetch of a partition does not wait for long behind one of others that are empty.
 		kgo.MetadataMinAge(100 * time.Millisecond),
@@ -228,6 +230,9 @@ func (s *service) follow(ctx context.Context) error {
 	return nil
 }
 
+// answersLimit is how long commands are waited for at a stop, when those who gave them have been told that they will not hear the answer.
+const answersLimit = 2 * time.Second
+
 func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	var err error
 	s.answers, err = answers.New(ctx, answers.Config{Brokers: s.cfg.brokers, Topics: s.cfg.topics, Options: client})
@@ -242,9 +247,12 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	}
 	s.group.start("answers", func(ctx context.Context) error {
 		err := s.answers.Run(ctx)
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), answersLimit)
 		defer cancel()
-		return errors.Join(err, s.answers.Close(closing))
+		if err := s.answers.Close(closing); err != nil {
+			s.cfg.log.Warn("the API ends before the brokers have said what became of all commands; nothing is lost: who gave them has heard so, and gives them again under the same ids", "err", err)
+		}
+		return err
 	})
 	routes := command.Routes(command.Config{
 		Journal: s.answers, Parse: schemas.ParseRequest, Locator: s.query, Effects: s.query, Overload: s.answers.Overload,
@@ -371,12 +379,12 @@ const leadersLimit = 30 * time.Second
 // leaders, and before the other brokers know of them. Existing topics stay as they are; what opstream topics plan would say of
 // them is logged.
 func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) error {
-	client, err := kgo.NewClient(cfg.clientOptions()...)
+	client, err := kafkaclient.Within(ctx, cfg.clientOptions()...)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	plan, err := setup.CreateMissing(ctx, client, setup.Config{Topics: cfg.topics, NewPartitions: partitions})
+	plan, err := setup.CreateMissing(ctx, client.Client, setup.Config{Topics: cfg.topics, NewPartitions: partitions})
 	if err != nil {
 		return fmt.Errorf("cannot create the topics at %s: %w", strings.Join(cfg.brokers, ","), err)
 	}
@@ -393,7 +401,7 @@ func createTopics(ctx context.Context, cfg *serviceConfig, partitions int32) err
 	waiting, cancel := context.WithTimeout(ctx, leadersLimit)
 	defer cancel()
 	for {
-		without, err := leaderless(waiting, client, names)
+		without, err := leaderless(waiting, client.Client, names)
 		if err == nil && without == "" {
 			return nil
 		}

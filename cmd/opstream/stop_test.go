@@ -19,6 +19,9 @@ import (
 // stopLimit bounds a stop while handlers are short; most take well under a second.
 const stopLimit = 15 * time.Second
 
+// stopLimitAll bounds the stop of a process with all roles, which end one after the other, when no broker answers.
+const stopLimitAll = 25 * time.Second
+
 // handedOver reads the journal for how long operations had to wait whose attempt had to end because a worker stopped: it was
 // given back, or was on its way to a session that had just said goodbye, which is known to be lost after a moment. What nobody
 // must wait for is the end of a lease.
