@@ -341,7 +341,7 @@ func (a *actor) acknowledge() error {
 		ev := &a.flying[i]
 		switch {
 		case got.err != nil && !safeguard.NoReread:
-			return fmt.Errorf("what became of the append for place %d is not known: %w", ev.place, got.err)
+			return fmt.Errorf("what became of the append to %s for place %d is not known: %w", a.s.cfg.Topics.Journal(), ev.place, got.err)
 		case got.err == nil && got.offset != int64(ev.place) && !safeguard.NoPlace:
 			a.s.counters.Displaced.Add(1)
 			return fmt.Errorf("%w: an event for place %d landed at %d", errDisplaced, ev.place, got.offset)

@@ -97,7 +97,7 @@ func (c *checkpoints) write(a *actor, t operation.Time) {
 			if err != nil {
 				c.failed.Store(true)
 				if last {
-					a.log.Warn("checkpoint was not written; the next one is whole again", "err", err)
+					a.log.Warn("checkpoint was not written; the next one is whole again", "topic", rec.Topic, "err", err)
 				}
 			} else if last && base && !c.failed.Load() {
 				a.s.trim(a.s.ctx, a.p, first)
@@ -146,7 +146,7 @@ func (s *Scheduler) trim(ctx context.Context, p int32, before int64) {
 			err = answers.Error()
 		}
 		if err != nil && ctx.Err() == nil {
-			s.log.Warn("old checkpoints were not deleted; they only take space, and the next base deletes them", "partition", p, "err", err)
+			s.log.Warn("old checkpoints were not deleted; they only take space, and the next base deletes them", "topic", topic, "partition", p, "err", err)
 		}
 	}()
 }

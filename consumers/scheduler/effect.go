@@ -2,6 +2,8 @@ package scheduler
 
 import (
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
@@ -49,7 +51,25 @@ func (a *actor) tell(s *operation.State, item bool) {
 	}
 	rec.Partition = inbox
 	// Not waited for: an item that gets lost is offered again.
-	a.s.out.Produce(a.s.ctx, rec, nil)
+	a.s.out.Produce(a.s.ctx, rec, a.s.told)
+}
+
+// toldEvery is the least time between two complaints that workers are not told what to do.
+const toldEvery = 10 * time.Second
+
+// hearTold makes told. What is lost for a reason that lasts is offered again in vain, and nobody else would say so.
+func (s *Scheduler) hearTold() func(*kgo.Record, error) {
+	var last atomic.Int64
+	began := time.Now()
+	return func(rec *kgo.Record, err error) {
+		if err == nil || s.ctx.Err() != nil {
+			return
+		}
+		now := int64(time.Since(began)) + 1
+		if before := last.Load(); (before == 0 || now-before >= int64(toldEvery)) && last.CompareAndSwap(before, now) {
+			s.log.Warn("a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic", rec.Topic, "partition", rec.Partition, "err", err)
+		}
+	}
 }
 
 // offerAgain repeats the offers of which nothing was heard for long.
@@ -93,9 +113,9 @@ func (a *actor) forward(place operation.Place, to int32, body []byte) {
 		return
 	}
 	rec = schemas.EncodeForwarded(a.s.cfg.Topics, body, schemas.KeyOf(rec, &c), to, fmt.Sprintf("%d-%d", a.p, place))
-	a.s.out.Produce(a.s.ctx, rec, func(_ *kgo.Record, err error) {
+	a.s.out.Produce(a.s.ctx, rec, func(rec *kgo.Record, err error) {
 		if err != nil {
-			a.log.Error("signal was not written; it is sent again after the next recovery", "to", to, "err", err)
+			a.log.Error("signal was not written; it is sent again after the next recovery", "topic", rec.Topic, "to", to, "err", err)
 			return
 		}
 		a.mu.Lock()

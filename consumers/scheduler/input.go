@@ -239,7 +239,7 @@ func (a *actor) settled(ctx context.Context) error {
 		select {
 		case err := <-buried:
 			if err != nil {
-				return fmt.Errorf("a dead letter was not written: %w", err)
+				return fmt.Errorf("a dead letter was not written to %s: %w", a.s.cfg.Topics.DeadLetter(), err)
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -119,6 +119,7 @@ type Scheduler struct {
 	admin *kadm.Client
 	fetch *fetcher
 	ticks ticker
+	told  func(*kgo.Record, error) // hears what became of what workers are sent
 
 	counters Counters
 
@@ -158,10 +159,12 @@ func New(cfg Config) (*Scheduler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("producing client: %w", err)
 	}
-	return &Scheduler{
+	s := &Scheduler{
 		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out.Client), owned: make(map[int32]*ownership),
 		ticks: ticker{time.Now()},
-	}, nil
+	}
+	s.told = s.hearTold()
+	return s, nil
 }
 
 // Run takes part until ctx ends, then hands its partitions over and returns nil. It returns an error when it cannot go on.
@@ -256,7 +259,7 @@ func (s *Scheduler) beMember(ctx context.Context, member *kafkaclient.Client) er
 				return err.Err
 			}
 			if ctx.Err() == nil {
-				s.log.Warn("the group of schedulers cannot be reached", "err", err.Err)
+				s.log.Warn("the group of schedulers cannot be reached", "group", s.cfg.Group, "err", err.Err)
 				break
 			}
 		}
@@ -400,7 +403,7 @@ func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	if kafka := (*kerr.Error)(nil); err != nil && !errors.As(err, &kafka) {
 		return 0, fmt.Errorf("%w: %w", errUnreachable, err)
 	} else if err != nil {
-		return 0, fmt.Errorf("cannot ask the brokers for the topics: %w", err)
+		return 0, fmt.Errorf("cannot ask the brokers for %s: %w", s.refused(ctx, append(names, t.Inboxes(), t.Sessions(), t.DeadLetter())), err)
 	}
 	for _, d := range details {
 		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
@@ -416,6 +419,20 @@ func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// refused names the topics that the brokers say nothing of: of many in one question they say only that there are some.
+func (s *Scheduler) refused(ctx context.Context, topics []string) string {
+	var out []string
+	for _, topic := range topics {
+		if _, err := s.admin.ListTopics(ctx, topic); err != nil {
+			out = append(out, topic)
+		}
+	}
+	if len(out) == 0 {
+		return "the topics" // by now they do
+	}
+	return strings.Join(out, ", ")
 }
 
 func (s *Scheduler) assigned(got map[string][]int32) {

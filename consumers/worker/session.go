@@ -732,7 +732,7 @@ func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now ti
 	wall := s.w.wall(now)
 	rec.Timestamp = wall
 	// detached: the client ends with the session, and the heartbeat with it.
-	s.client.TryProduce(context.Background(), rec, func(_ *kgo.Record, err error) {
+	s.client.TryProduce(context.Background(), rec, func(rec *kgo.Record, err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.beating = false
@@ -742,7 +742,7 @@ func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now ti
 		if err != nil {
 			s.beatNext = time.Now().Add(min(resendAfter, s.w.beatEvery))
 			if !errors.Is(err, kgo.ErrClientClosed) {
-				s.w.log.Warn("heartbeat was not written and is sent again", "session", s.id, "err", err)
+				s.w.log.Warn("heartbeat was not written and is sent again", "topic", rec.Topic, "session", s.id, "err", err)
 			}
 		} else {
 			s.w.counters.Heartbeats.Add(1)
