@@ -139,7 +139,7 @@ func (c *Client) begin(ctx context.Context) error {
 	if kafka := (*kerr.Error)(nil); err != nil && !errors.As(err, &kafka) {
 		return fmt.Errorf("%w: %w", errUnreachable, err)
 	} else if err != nil {
-		return fmt.Errorf("find its end; start this process again when the broker can be reached and has the topics: %w", err)
+		return fmt.Errorf("find its end and that of %s; start this process again when the broker can be reached and has the topics: %w", requests, err)
 	}
 	starts, err := admin.ListStartOffsets(ctx, c.journal)
 	if err == nil {

@@ -62,5 +62,8 @@ func (p *partition) undelivered(err error) error {
 	case ok && fault.Code == producers.CodeOverloaded:
 		return fmt.Errorf("%w: %w", err, &command.OverloadError{RetryAfter: fault.RetryAfter})
 	}
+	if ok && fault.Code == producers.CodeNotAllowed {
+		return fmt.Errorf("%w: %w: %s: %w", command.ErrUnavailable, command.ErrNoRight, p.requests, err)
+	}
 	return fmt.Errorf("%w: %w", command.ErrUnavailable, err)
 }

@@ -43,6 +43,8 @@ func (a *Answer) Position() api.Position { return api.Position{Partition: a.Part
 var (
 	// ErrUnavailable says that the command is not on the log and will not be.
 	ErrUnavailable = errors.New("the command could not be put on the log")
+	// ErrNoRight goes with ErrUnavailable when it is so until somebody gives the service the right to write commands.
+	ErrNoRight = errors.New("the brokers do not let this service write commands")
 	// ErrOutcomeUnknown says that the command may be on the log, but nothing was heard of it. A context that ends while
 	// Do waits means the same.
 	ErrOutcomeUnknown = errors.New("the command was sent, but its answer was not heard")
@@ -63,6 +65,8 @@ func problemOf(err error) error {
 		return overloaded(overload.RetryAfter)
 	case errors.Is(err, ErrOutcomeUnknown), errors.Is(err, context.DeadlineExceeded):
 		return api.NewProblem(api.OutcomeUnknown, "no answer was heard in time; the command may have taken effect or may still").Because(err)
+	case errors.Is(err, ErrNoRight):
+		return api.NewProblem(api.LogUnavailable, "the command is not on the log: the service has no right to write there; its principal needs those of the role api (opstream topics acls)").Because(err)
 	case errors.Is(err, ErrUnavailable):
 		return api.NewProblem(api.LogUnavailable, "the command is not on the log").Because(err)
 	}
