@@ -147,7 +147,7 @@ func look(ctx context.Context, client *kgo.Client, cfg Config) (*looked, error) 
 	}
 	configs, err := admin.DescribeTopicConfigs(ctx, there...)
 	if err != nil {
-		return nil, fmt.Errorf("ask for the settings of the topics: %w", explain(err))
+		return nil, fmt.Errorf("ask for the settings of the topics %s*: %w", strings.TrimSuffix(l.cfg.Topics.Requests(), schemas.TopicRequests), explain(err))
 	}
 	for _, c := range configs {
 		if c.Err != nil {

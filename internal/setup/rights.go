@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -51,7 +52,8 @@ const (
 	clusterName     = "kafka-cluster"
 )
 
-// Rights lists the least that a role needs. Read, Write, Delete and Alter include Describe. Whoever may write a topic may be an
+// Rights lists the least that a role needs: a test over Kafka takes away one after the other. Read, Write, Delete and Alter include
+// Describe, and AlterConfigs includes DescribeConfigs. Whoever may write a topic may be an
 // idempotent producer from Kafka 2.8 on; idempotentWrite adds the right that older brokers ask for. Nobody may delete records
 // of the journal, and only the scheduler may write it: its Delete on checkpoints is how it trims them.
 func Rights(topics schemas.Topics, role Role, idempotentWrite bool) []Right {
@@ -93,7 +95,7 @@ func Rights(topics schemas.Topics, role Role, idempotentWrite bool) []Right {
 	case RoleAdmin:
 		out = append(
 			out,
-			Right{Role: role, Resource: resourceTopic, Name: prefix, Prefixed: true, Operations: []string{"Create", "Describe", "Alter", "DescribeConfigs", "AlterConfigs"}, Why: "makes topics and changes their settings"},
+			Right{Role: role, Resource: resourceTopic, Name: prefix, Prefixed: true, Operations: []string{"Create", "Alter", "AlterConfigs"}, Why: "makes topics and changes their settings"},
 			Right{Role: role, Resource: resourceCluster, Name: clusterName, Operations: []string{"DescribeConfigs"}, Why: "checks the brokers' settings"},
 		)
 	}
@@ -152,15 +154,9 @@ type ACLPlan struct {
 // PlanACLs compares the rights of the principals (such as User:a), by role, with what the brokers have. It needs Describe on the
 // cluster.
 func PlanACLs(ctx context.Context, client *kgo.Client, topics schemas.Topics, principals map[Role][]string, idempotentWrite bool) (*ACLPlan, error) {
-	req := kmsg.NewPtrDescribeACLsRequest()
-	req.ResourceType, req.ResourcePatternType = kmsg.ACLResourceTypeAny, kmsg.ACLResourcePatternTypeAny
-	req.Operation, req.PermissionType = kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
-	resp, err := req.RequestWith(ctx, client)
-	if err == nil {
-		err = kerr.ErrorForCode(resp.ErrorCode)
-	}
+	resp, err := describeACLs(ctx, client)
 	if err != nil {
-		return nil, fmt.Errorf("ask for the rights that there are: %w", explainACL(err))
+		return nil, err
 	}
 	plan := &ACLPlan{Missing: []Grant{}, Foreign: []Grant{}}
 	for _, role := range Roles() {
@@ -177,6 +173,21 @@ func PlanACLs(ctx context.Context, client *kgo.Client, topics schemas.Topics, pr
 	}
 	plan.Foreign = append(plan.Foreign, foreign(resp, topics, principals[RoleScheduler])...)
 	return plan, nil
+}
+
+// describeACLs asks a broker for all rights that it knows of.
+func describeACLs(ctx context.Context, client *kgo.Client) (*kmsg.DescribeACLsResponse, error) {
+	req := kmsg.NewPtrDescribeACLsRequest()
+	req.ResourceType, req.ResourcePatternType = kmsg.ACLResourceTypeAny, kmsg.ACLResourcePatternTypeAny
+	req.Operation, req.PermissionType = kmsg.ACLOperationAny, kmsg.ACLPermissionTypeAny
+	resp, err := req.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for the rights that there are: %w", explainACL(err))
+	}
+	return resp, nil
 }
 
 // granted says whether there is a grant to the letter: one that covers more may be taken away for other reasons.
@@ -227,7 +238,8 @@ func foreign(resp *kmsg.DescribeACLsResponse, topics schemas.Topics, schedulers 
 	return out
 }
 
-// GrantAll gives the rights. It needs Alter on the cluster. Giving one that is there already changes nothing.
+// GrantAll gives the rights, and returns when a broker shows them: what the controller has taken, brokers act upon a little later, and
+// who comes at once would be refused. It needs Alter on the cluster. Giving one that is there already changes nothing.
 func GrantAll(ctx context.Context, client *kgo.Client, grants []Grant) error {
 	if len(grants) == 0 {
 		return nil
@@ -250,7 +262,28 @@ func GrantAll(ctx context.Context, client *kgo.Client, grants []Grant) error {
 			faults = append(faults, fmt.Errorf("let %s %s %s %s: %w", g.Principal, g.Operation, g.Resource, g.Name, explainACL(err)))
 		}
 	}
-	return errors.Join(faults...)
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	for round := 0; ; round++ {
+		resp, err := describeACLs(ctx, client)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(grants, func(g Grant) bool { return !granted(resp, g) })
+		if i < 0 {
+			return nil
+		}
+		if round == rounds {
+			g := grants[i]
+			return fmt.Errorf("expected the brokers to show that %s may %s %s %s, but they do not; look at the brokers' logs and plan again", g.Principal, g.Operation, g.Resource, g.Name)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(min(20*time.Millisecond<<round, roundPause)):
+		}
+	}
 }
 
 func explainACL(err error) error {
