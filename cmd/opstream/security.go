@@ -164,10 +164,10 @@ func (k *kafkaSecurity) sasl(log *slog.Logger) (sasl.Mechanism, error) {
 		if err != nil {
 			faults = append(faults, err)
 		}
-		mechanism = oauth.Oauth(func(ctx context.Context) (auth oauth.Auth, err error) {
+		mechanism = tokenMechanism{oauth.Oauth(func(ctx context.Context) (auth oauth.Auth, err error) {
 			auth.Token, err = source(ctx)
 			return auth, err
-		})
+		})}
 	default:
 		without(token)
 		needs("user", k.user != "")
@@ -191,6 +191,27 @@ func (k *kafkaSecurity) sasl(log *slog.Logger) (sasl.Mechanism, error) {
 		}
 	}
 	return mechanism, errors.Join(faults...)
+}
+
+// errToken marks that the brokers have refused a token.
+var errToken = errors.New("the brokers refuse the token")
+
+// tokenMechanism is OAUTHBEARER that knows a refusal when it hears one: it does not come as an error of Kafka's protocol but as a
+// message of the mechanism (RFC 7628, section 3.2.2), which the client has no type for.
+type tokenMechanism struct{ sasl.Mechanism }
+
+func (m tokenMechanism) Authenticate(ctx context.Context, host string) (sasl.Session, []byte, error) {
+	session, first, err := m.Mechanism.Authenticate(ctx, host)
+	return tokenSession{session}, first, err
+}
+
+type tokenSession struct{ sasl.Session }
+
+func (s tokenSession) Challenge(answer []byte) (bool, []byte, error) {
+	if len(answer) > 0 {
+		return false, nil, fmt.Errorf("%w: %s", errToken, clean(cut(string(answer), 200)))
+	}
+	return s.Session.Challenge(answer)
 }
 
 // errSecret marks that a secret could not be read, which the brokers have nothing to do with.
@@ -298,6 +319,8 @@ func kafkaAdvice(err error) string {
 	switch {
 	case errors.Is(err, errSecret):
 		return "give this user the right to read it, or correct the reference"
+	case errors.Is(err, errToken):
+		return "the brokers do not accept this token: see that it has not ended, and that they know who has signed it and for whom (kafka-sasl-token-file, or kafka-sasl-token-url and kafka-sasl-scope)"
 	case errors.As(err, &authority):
 		return "the brokers' certificate is signed by an authority that is not known here: name its certificate with kafka-tls-ca"
 	case errors.As(err, &hostname):

@@ -104,6 +104,9 @@ func (f *topicsFlags) connect(ctx context.Context) (*kgo.Client, error) {
 	defer cancel()
 	if err := client.Ping(bounded); err != nil {
 		client.Close()
+		if kafkaAdvice(err) != "" {
+			return nil, &exitError{exitUnavailable, kafkaRefusal(f.kafka.brokers, err)}
+		}
 		return nil, &exitError{exitUnavailable, fmt.Errorf("expected a broker at %s, but: %w\ngive the address of one that runs with --brokers or OPSTREAM_BROKERS", clean(strings.Join(f.kafka.brokers, ",")), err)}
 	}
 	return client, nil
