@@ -30,6 +30,7 @@ func New(t testing.TB, name string) *Authority {
 	t.Helper()
 	a := &Authority{t: t}
 	template := &x509.Certificate{
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	a.cert, a.key, a.PEM = sign(t, template, nil, nil)
@@ -75,7 +76,14 @@ func File(t testing.TB, dir, name string, content []byte) string {
 // Issue signs a certificate for a host name or address, as server and as client.
 func (a *Authority) Issue(host string) Pair {
 	a.t.Helper()
+	return a.IssueUntil(host, time.Now().Add(24*time.Hour))
+}
+
+// IssueUntil is Issue with a certificate that ends then.
+func (a *Authority) IssueUntil(host string, end time.Time) Pair {
+	a.t.Helper()
 	template := &x509.Certificate{
+		NotBefore: end.Add(-25 * time.Hour), NotAfter: end,
 		Subject: pkix.Name{CommonName: host}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -107,7 +115,6 @@ func sign(t testing.TB, template, parent *x509.Certificate, by *ecdsa.PrivateKey
 		t.Fatal(err)
 	}
 	template.SerialNumber = serial
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, by)
 	if err != nil {
 		t.Fatal(err)
