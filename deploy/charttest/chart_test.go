@@ -90,6 +90,23 @@ worker: {enabled: false}
 serviceAccount: {create: false, name: theirs}
 autoscaling: {enabled: true, prometheus: {serverAddress: "http://p", selector: 'job="opstream"'}}
 `,
+		"tokens of an endpoint": `
+kafka:
+  brokers: ["kafka:9093"]
+  tls: {enabled: true, existingSecret: kafka-tls}
+  sasl: {mechanism: OAUTHBEARER, tokenUrl: "https://login.internal/token", scope: kafka, tokenCaSecret: login-ca, tokenCaKey: root.crt}
+database: {existingSecret: db}
+topics: {sasl: {clientId: admin, existingSecret: login-admin}}
+scheduler: {sasl: {clientId: scheduler, existingSecret: login-scheduler, clientSecretKey: pw}}
+worker: {sasl: {clientId: worker, existingSecret: login-worker}}
+projector: {sasl: {clientId: projector, existingSecret: login-projector}}
+api: {sasl: {clientId: api, existingSecret: login-api}}
+`,
+		"tokens in secrets": `
+kafka: {brokers: ["kafka:9093"], tls: {enabled: true}, sasl: {mechanism: OAUTHBEARER, tokenKey: token, existingSecret: everybody}}
+database: {existingSecret: db}
+scheduler: {sasl: {existingSecret: token-scheduler, tokenKey: jwt}}
+`,
 		"schedulers only": `
 kafka: {brokers: ["kafka:9092"]}
 worker: {enabled: false}
@@ -406,7 +423,8 @@ func (o *objects) check(t *testing.T, p *program) {
 		}
 		args := j.Spec.Template.Spec.Containers[0].Args
 		for _, arg := range args[2:] {
-			flag, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+			flag, value, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+			reference(t, name, flag, value, &j.Spec.Template.Spec)
 			if !strings.HasPrefix(arg, "--") || !p.has(t, strings.Join(args[:2], " "), flag) {
 				t.Errorf("%s: opstream %s has no option %s", name, strings.Join(args[:2], " "), arg)
 			}
@@ -490,17 +508,35 @@ func (o *objects) configuration(t *testing.T, p *program, name, role string, tem
 		if !p.has(t, "serve", option) {
 			t.Errorf("%s: opstream serve has no option %s", name, option)
 		}
-		path := strings.TrimPrefix(fmt.Sprint(value), "file:")
-		if strings.HasPrefix(path, "/") && !slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return strings.HasPrefix(path, m.MountPath+"/") }) {
-			t.Errorf("%s: %s is %s, which nothing mounts", name, option, path)
-		}
-		if strings.Contains(option, "password") && !strings.HasPrefix(fmt.Sprint(value), "file:") {
-			t.Errorf("%s: expected %s to be a reference", name, option)
-		}
+		reference(t, name, option, fmt.Sprint(value), pod)
 	}
 	for _, e := range pod.Containers[0].Env {
 		if option := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(e.Name, "OPSTREAM_"), "_", "-")); !p.has(t, "serve", option) {
 			t.Errorf("%s: opstream serve has no option for %s", name, e.Name)
+		}
+	}
+}
+
+// reference checks an option's value: files are mounted, what is secret is in one, and there under the key that the volume takes.
+func reference(t *testing.T, name, option, value string, pod *corev1.PodSpec) {
+	t.Helper()
+	path := strings.TrimPrefix(value, "file:")
+	if (strings.Contains(option, "password") || strings.Contains(option, "secret")) && path == value {
+		t.Errorf("%s: expected %s to be a reference", name, option)
+	}
+	if !strings.HasPrefix(path, "/") {
+		return
+	}
+	i := slices.IndexFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return strings.HasPrefix(path, m.MountPath+"/") })
+	if i < 0 {
+		t.Errorf("%s: %s is %s, which nothing mounts", name, option, path)
+		return
+	}
+	mount := pod.Containers[0].VolumeMounts[i]
+	for _, v := range pod.Volumes {
+		if v.Name == mount.Name && v.Secret != nil && len(v.Secret.Items) > 0 &&
+			!slices.ContainsFunc(v.Secret.Items, func(k corev1.KeyToPath) bool { return k.Path == strings.TrimPrefix(path, mount.MountPath+"/") }) {
+			t.Errorf("%s: %s is %s, which the secret %s does not bring", name, option, path, v.Secret.SecretName)
 		}
 	}
 }
@@ -555,9 +591,68 @@ func TestProduction(t *testing.T) {
 	}
 }
 
+// TestTokens: with OAUTHBEARER each role, and the Job, has its own way to its tokens.
+func TestTokens(t *testing.T) {
+	rendered := func(set string) *objects {
+		t.Helper()
+		files, err := render(t, valueSets()[set])
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := decode(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	expect := func(text string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("expected %q in\n%s", w, text)
+			}
+		}
+		if strings.Contains(text, "kafka-sasl-user") || strings.Contains(text, "kafka-sasl-password") {
+			t.Errorf("expected nothing of passwords with tokens, but got\n%s", text)
+		}
+	}
+	secrets := func(volumes []corev1.Volume) string {
+		text := ""
+		for _, v := range volumes {
+			if v.Secret != nil {
+				text += v.Secret.SecretName + " "
+			}
+		}
+		return text
+	}
+	o := rendered("tokens of an endpoint")
+	data, job := o.configs["crm-opstream"].Data, o.jobs["crm-opstream-topics"].Spec.Template.Spec
+	expect(data["scheduler.yaml"], "kafka-sasl-mechanism: OAUTHBEARER\n", "kafka-sasl-token-url: https://login.internal/token\n", "kafka-sasl-client-id: scheduler\n",
+		"kafka-sasl-client-secret: file:/etc/opstream/kafka-sasl/pw\n", "kafka-sasl-scope: kafka\n", "kafka-sasl-token-ca: /etc/opstream/kafka-token-ca/root.crt\n")
+	expect(data["worker.yaml"], "kafka-sasl-client-id: worker\n", "kafka-sasl-client-secret: file:/etc/opstream/kafka-sasl/client-secret\n")
+	expect(strings.Join(job.Containers[0].Args, " "), "--kafka-sasl-client-id=admin", "--kafka-sasl-client-secret=file:/etc/opstream/kafka-sasl/client-secret", "--kafka-sasl-token-ca=")
+	if got := secrets(job.Volumes); got != "kafka-tls login-admin login-ca " {
+		t.Errorf("expected the Job to have the secrets of the admin, but got %s", got)
+	}
+	if got := secrets(o.deployments["crm-opstream-scheduler"].Spec.Template.Spec.Volumes); got != "kafka-tls login-scheduler login-ca " {
+		t.Errorf("expected the schedulers to have their own secret, but got %s", got)
+	}
+
+	o = rendered("tokens in secrets")
+	data = o.configs["crm-opstream"].Data
+	expect(data["scheduler.yaml"], "kafka-sasl-token-file: /etc/opstream/kafka-sasl/jwt\n")
+	expect(data["api.yaml"], "kafka-sasl-mechanism: OAUTHBEARER\n", "kafka-sasl-token-file: /etc/opstream/kafka-sasl/token\n")
+	if got := secrets(o.deployments["crm-opstream-scheduler"].Spec.Template.Spec.Volumes); got != "token-scheduler " {
+		t.Errorf("expected the schedulers to have their own secret, but got %s", got)
+	}
+}
+
 // TestRefused are values that must not get to a cluster.
 func TestRefused(t *testing.T) {
 	base := valueSets()["minimal"]
+	tokens := func(all, scheduler string) string {
+		return "topics: {job: \"off\"}\ndatabase: {existingSecret: db}\nkafka: {brokers: [\"k:1\"], sasl: {" + all + "}}\nscheduler: {sasl: {" + scheduler + "}}\n"
+	}
 	for values, want := range map[string]string{
 		"database: {existingSecret: db}":          "expected kafka.brokers",
 		"kafka: {brokers: [\"k:1\"]}":             "expected database.existingSecret",
@@ -576,8 +671,21 @@ func TestRefused(t *testing.T) {
 		"topics: {job: \"off\"}\ndatabase: {existingSecret: db}\nkafka: {brokers: [\"k:1\"], sasl: {mechanism: PLAIN}}": "expected scheduler.sasl or kafka.sasl to have user and existingSecret",
 		"database: {existingSecret: db}\nkafka: {brokers: [\"k:1\"], sasl: {mechanism: PLAIN, password: x}}":            "password",
 		"database: {existingSecret: db}\nkafka: {brokers: [\"k:1\"], tls: {enabled: true, clientCertificate: true}}":    "expected kafka.tls.existingSecret",
-		"database: {existingSecret: db, url: x}\nkafka: {brokers: [\"k:1\"]}":                                           "url",
-		"database: {existingSecret: db}\nkafka: {brokers: [\"no port\"]}":                                               "brokers",
+		tokens("mechanism: OAUTHBEARER", ""):                                                                       "expected kafka.sasl.tokenUrl, or scheduler.sasl or kafka.sasl to have tokenKey and existingSecret",
+		tokens("mechanism: OAUTHBEARER, tokenKey: token", ""):                                                      "expected kafka.sasl.tokenUrl, or",
+		tokens("mechanism: OAUTHBEARER, tokenUrl: \"https://l/t\", existingSecret: s", ""):                         "to have clientId and existingSecret",
+		tokens("mechanism: OAUTHBEARER, tokenUrl: \"https://l/t\"", "clientId: c"):                                 "expected scheduler.sasl or kafka.sasl to have clientId and existingSecret",
+		tokens("mechanism: OAUTHBEARER, tokenUrl: \"https://l/t\", clientId: c, existingSecret: s", "tokenKey: t"): "either tokenUrl or tokenKey",
+		tokens("mechanism: OAUTHBEARER, tokenUrl: \"http://l/t\", clientId: c, existingSecret: s", ""):             "tokenUrl",
+		tokens("mechanism: OAUTHBEARER, tokenKey: t, existingSecret: s", "user: me"):                               "expected no user in scheduler.sasl",
+		tokens("mechanism: OAUTHBEARER, tokenKey: t, existingSecret: s, scope: kafka", ""):                         "they are for a token endpoint",
+		tokens("mechanism: OAUTHBEARER, tokenKey: t, existingSecret: s, token: very-secret", ""):                   "token",
+		tokens("mechanism: OAUTHBEARER, tokenUrl: \"https://l/t\", clientId: c, clientSecret: x", ""):              "clientSecret",
+		tokens("mechanism: PLAIN, user: u, existingSecret: s", "tokenKey: t"):                                      "expected kafka.sasl.mechanism to be OAUTHBEARER",
+		tokens("tokenUrl: \"https://l/t\"", ""):                                                                    "expected kafka.sasl.mechanism to be OAUTHBEARER",
+		tokens("mechanism: OAUTH", ""):                                                                             "mechanism",
+		"database: {existingSecret: db, url: x}\nkafka: {brokers: [\"k:1\"]}":                                      "url",
+		"database: {existingSecret: db}\nkafka: {brokers: [\"no port\"]}":                                          "brokers",
 	} {
 		if _, err := render(t, values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("expected to hear %q of these values, but got %v:\n%s", want, err, values)

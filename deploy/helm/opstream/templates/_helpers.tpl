@@ -45,11 +45,48 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- toJson $roles -}}
 {{- end -}}
 
-{{- /* The SASL principal: of .own, where it says something, else of all. */ -}}
+{{- /* The SASL principal: of .own, where it says something, else of all. key is what of the secret is used. */ -}}
 {{- define "opstream.sasl" -}}
 {{- $all := .root.Values.kafka.sasl -}}
 {{- $own := .own -}}
-{{- dict "user" (default $all.user $own.user) "existingSecret" (default $all.existingSecret $own.existingSecret) "passwordKey" (default $all.passwordKey $own.passwordKey) | toJson -}}
+{{- $out := dict -}}
+{{- range $name := list "user" "existingSecret" "passwordKey" "tokenKey" "clientId" "clientSecretKey" -}}
+{{- $_ := set $out $name (default (index $all $name) (index $own $name)) -}}
+{{- end -}}
+{{- $key := $out.passwordKey -}}
+{{- if eq $all.mechanism "OAUTHBEARER" -}}{{- $key = ternary $out.clientSecretKey $out.tokenKey (ne $all.tokenUrl "") -}}{{- end -}}
+{{- $_ := set $out "key" $key -}}
+{{- toJson $out -}}
+{{- end -}}
+
+{{- /* What is wrong with the SASL principal of a role. */ -}}
+{{- define "opstream.checkSasl" -}}
+{{- $all := .root.Values.kafka.sasl -}}
+{{- $sasl := include "opstream.sasl" . | fromJson -}}
+{{- if eq $all.mechanism "OAUTHBEARER" -}}
+{{- if $sasl.user -}}
+{{- fail (printf "expected no user in %s.sasl or kafka.sasl with OAUTHBEARER: the token says who it is" .name) -}}
+{{- end -}}
+{{- if and $all.tokenUrl $sasl.tokenKey -}}
+{{- fail (printf "expected %s.sasl and kafka.sasl to have either tokenUrl or tokenKey, but they have both" .name) -}}
+{{- end -}}
+{{- if and $all.tokenUrl (not (and $sasl.clientId $sasl.existingSecret)) -}}
+{{- fail (printf "expected %s.sasl or kafka.sasl to have clientId and existingSecret, because kafka.sasl.tokenUrl asks for them" .name) -}}
+{{- end -}}
+{{- if not (or $all.tokenUrl (and $sasl.tokenKey $sasl.existingSecret)) -}}
+{{- fail (printf "expected kafka.sasl.tokenUrl, or %s.sasl or kafka.sasl to have tokenKey and existingSecret, because kafka.sasl.mechanism is OAUTHBEARER" .name) -}}
+{{- end -}}
+{{- if and (not $all.tokenUrl) (or $sasl.clientId $all.scope $all.tokenCaSecret) -}}
+{{- fail (printf "expected kafka.sasl.tokenUrl with clientId, scope or tokenCaSecret in %s.sasl or kafka.sasl: they are for a token endpoint" .name) -}}
+{{- end -}}
+{{- else -}}
+{{- if or $all.tokenUrl $all.scope $all.tokenCaSecret $sasl.tokenKey $sasl.clientId -}}
+{{- fail (printf "expected kafka.sasl.mechanism to be OAUTHBEARER with tokenUrl, tokenKey, clientId, scope or tokenCaSecret in %s.sasl or kafka.sasl, but it is %q" .name $all.mechanism) -}}
+{{- end -}}
+{{- if and $all.mechanism (not (and $sasl.user $sasl.existingSecret)) -}}
+{{- fail (printf "expected %s.sasl or kafka.sasl to have user and existingSecret, because kafka.sasl.mechanism is %s" .name $all.mechanism) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* What every client of Kafka is told, as options of the program. Secrets are named, never shown. */ -}}
@@ -65,14 +102,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if $v.tls.serverName -}}{{- $_ := set $out "kafka-tls-server-name" $v.tls.serverName -}}{{- end -}}
 {{- end -}}
+{{- include "opstream.checkSasl" . -}}
 {{- if $v.sasl.mechanism -}}
 {{- $sasl := include "opstream.sasl" . | fromJson -}}
-{{- if not (and $sasl.user $sasl.existingSecret) -}}
-{{- fail (printf "expected %s.sasl or kafka.sasl to have user and existingSecret, because kafka.sasl.mechanism is %s" .name $v.sasl.mechanism) -}}
-{{- end -}}
+{{- $file := printf "/etc/opstream/kafka-sasl/%s" $sasl.key -}}
 {{- $_ := set $out "kafka-sasl-mechanism" $v.sasl.mechanism -}}
+{{- if ne $v.sasl.mechanism "OAUTHBEARER" -}}
 {{- $_ := set $out "kafka-sasl-user" $sasl.user -}}
-{{- $_ := set $out "kafka-sasl-password" (printf "file:/etc/opstream/kafka-sasl/%s" $sasl.passwordKey) -}}
+{{- $_ := set $out "kafka-sasl-password" (printf "file:%s" $file) -}}
+{{- else if $v.sasl.tokenUrl -}}
+{{- $_ := set $out "kafka-sasl-token-url" $v.sasl.tokenUrl -}}
+{{- $_ := set $out "kafka-sasl-client-id" $sasl.clientId -}}
+{{- $_ := set $out "kafka-sasl-client-secret" (printf "file:%s" $file) -}}
+{{- if $v.sasl.scope -}}{{- $_ := set $out "kafka-sasl-scope" $v.sasl.scope -}}{{- end -}}
+{{- if $v.sasl.tokenCaSecret -}}{{- $_ := set $out "kafka-sasl-token-ca" (printf "/etc/opstream/kafka-token-ca/%s" $v.sasl.tokenCaKey) -}}{{- end -}}
+{{- else -}}
+{{- $_ := set $out "kafka-sasl-token-file" $file -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $out -}}
 {{- end -}}
@@ -130,6 +176,11 @@ capabilities:
   mountPath: /etc/opstream/kafka-sasl
   readOnly: true
 {{- end }}
+{{- if .root.Values.kafka.sasl.tokenCaSecret }}
+- name: kafka-token-ca
+  mountPath: /etc/opstream/kafka-token-ca
+  readOnly: true
+{{- end }}
 {{- end -}}
 
 {{- define "opstream.kafkaVolumes" -}}
@@ -146,8 +197,14 @@ capabilities:
     secretName: {{ $sasl.existingSecret }}
     defaultMode: 0440
     items:
-      - key: {{ $sasl.passwordKey }}
-        path: {{ $sasl.passwordKey }}
+      - key: {{ $sasl.key }}
+        path: {{ $sasl.key }}
+{{- end }}
+{{- with .root.Values.kafka.sasl.tokenCaSecret }}
+- name: kafka-token-ca
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
 {{- end }}
 {{- end -}}
 
