@@ -35,16 +35,16 @@ func (s *Store) Apply(ctx context.Context, batch *projections.Batch) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.opts.ApplyTime)
-	defer cancel()
 	w := newWriting(batch, f.buckets)
 	unsure := false
 	for n := 0; ; n++ {
 		there := false
-		err := f.transact(ctx, s, func(tx pgx.Tx) error {
-			var err error
-			there, err = w.run(ctx, tx, unsure)
-			return err
+		err := s.within(ctx, &s.writes, func(ctx context.Context) error {
+			return f.transact(ctx, s, func(tx pgx.Tx) error {
+				var err error
+				there, err = w.run(ctx, tx, unsure)
+				return err
+			})
 		})
 		var lost *ambiguousError
 		switch {

@@ -25,6 +25,9 @@
 // written by anybody who does not hold the position. The counts, over which all partitions meet, are kept in parts: a
 // batch adds to the part of the first partition that it holds.
 //
+// A try has a time limit, see [patience]: a connection can be dead without a word. The transaction that the server then still holds ends by
+// its own limit, and its locks with it.
+//
 // What became of a COMMIT whose answer was lost is never guessed: the batch is tried again, and the lock tells. If the
 // positions are where the batch leads to, it was written.
 package cockroach

@@ -28,6 +28,10 @@ func (s *Store) Dump(ctx context.Context, v projections.Visitor) error {
 			return fmt.Errorf("dump the tables: %w", err)
 		}
 	}
+	// Whoever looks at what is shown may take all the time there is.
+	if _, err := tx.Exec(ctx, "SET LOCAL "+idleTimeout+" = 0"); err != nil {
+		return fmt.Errorf("dump the tables: %w", err)
+	}
 	have, err := positions(ctx, tx)
 	if err != nil {
 		return err

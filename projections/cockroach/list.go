@@ -26,7 +26,7 @@ func (s *Store) List(ctx context.Context, filter projections.Filter, order proje
 		}
 		after = &m
 	}
-	err = s.read(ctx, func(f *found) error {
+	err = s.read(ctx, func(ctx context.Context, f *found) error {
 		page, err = s.list(ctx, f, &filter, order, after, limited(limit))
 		return err
 	})

@@ -18,6 +18,7 @@ const (
 	cutBefore     // the server never hears of it
 	cutAfter      // the server has done it, and its answer is lost
 	cutInTime     // the server hears of it, and nobody waits for what it does
+	cutSilent     // from here on neither side hears anything of the other, not even its end
 )
 
 // proxy is a way to a server that is cut when a COMMIT passes.
@@ -29,6 +30,9 @@ type proxy struct {
 	next   func() cut // what happens to the next COMMIT
 	closed bool       // to new connections
 	cuts   int
+
+	over     chan struct{} // closed when the test ends
+	stranded sync.WaitGroup
 }
 
 // newProxy stands before the server of a database.
@@ -42,7 +46,7 @@ func newProxy(t *testing.T, address string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{target: u.Host, next: func() cut { return cutNever }}
+	p := &proxy{target: u.Host, next: func() cut { return cutNever }, over: make(chan struct{})}
 	u.Host = listener.Addr().String()
 	p.url = u.String()
 	var open sync.WaitGroup
@@ -57,7 +61,9 @@ func newProxy(t *testing.T, address string) *proxy {
 	})
 	t.Cleanup(func() {
 		listener.Close()
+		close(p.over)
 		open.Wait()
+		p.stranded.Wait()
 	})
 	return p
 }
@@ -160,6 +166,13 @@ func (p *proxy) serve(client net.Conn) {
 				return
 			case cutInTime:
 				_, _ = server.Write(message)
+				return
+			case cutSilent:
+				mu.Lock()
+				lost = true
+				mu.Unlock()
+				p.stranded.Go(func() { _, _ = io.Copy(io.Discard, client) })
+				<-p.over
 				return
 			}
 		}

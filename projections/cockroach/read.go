@@ -22,14 +22,18 @@ type querier interface {
 // readTries is how often a read is tried that ran into a writer. Under SERIALIZABLE even one statement that only reads can.
 const readTries = 5
 
-// read does something that only reads. It may be done several times.
-func (s *Store) read(ctx context.Context, do func(f *found) error) error {
+// read does something that only reads. It may be done several times: once more, too, when nothing was heard in time, since another
+// connection may be better.
+func (s *Store) read(ctx context.Context, do func(ctx context.Context, f *found) error) error {
 	f, err := s.ready(ctx)
 	if err != nil {
 		return err
 	}
 	for n := 0; ; n++ {
-		err := do(f)
+		err := s.within(ctx, &s.reads, func(ctx context.Context) error { return do(ctx, f) })
+		if n == 0 && errors.Is(err, errSilent) && ctx.Err() == nil {
+			continue
+		}
 		if code(err) != codeSerialization || n == readTries || !sleep(ctx, backoff(n)) {
 			return err
 		}
@@ -44,7 +48,7 @@ func (s *Store) Get(ctx context.Context, org string, id operation.ID) (projectio
 
 // named also returns the history that stands in the row.
 func (s *Store) named(ctx context.Context, org string, id operation.ID) (row projections.Row, history []byte, err error) {
-	err = s.read(ctx, func(*found) error {
+	err = s.read(ctx, func(ctx context.Context, _ *found) error {
 		row, history, err = s.one(ctx, org, id)
 		return err
 	})
@@ -95,7 +99,7 @@ func (s *Store) History(ctx context.Context, org string, id operation.ID, after 
 		return first, err
 	}
 	var out []projections.Entry
-	err = s.read(ctx, func(f *found) error {
+	err = s.read(ctx, func(ctx context.Context, f *found) error {
 		out, err = s.later(ctx, f, slices.Clip(first), &row, after, limit)
 		return err
 	})
@@ -132,7 +136,7 @@ func (s *Store) States(ctx context.Context, refs []projections.Ref) ([]projectio
 	var out []projections.Row
 	for part := range slices.Chunk(refs, maxRows) {
 		var rows []projections.Row
-		err := s.read(ctx, func(*found) error {
+		err := s.read(ctx, func(ctx context.Context, _ *found) error {
 			var err error
 			rows, err = s.states(ctx, part)
 			return err
@@ -188,7 +192,7 @@ const spare = 64
 // Rejections returns refused commands about an id without an operation.
 func (s *Store) Rejections(ctx context.Context, org string, id operation.ID, limit int) (out []projections.Rejection, err error) {
 	limit = limited(limit)
-	err = s.read(ctx, func(*found) error {
+	err = s.read(ctx, func(ctx context.Context, _ *found) error {
 		out = nil
 		rows, err := s.pool.Query(ctx, "SELECT key, at, body FROM rejections WHERE id_hash = $1 ORDER BY at DESC, key DESC LIMIT $2", hashID(org, id), limit+spare)
 		if err != nil {
@@ -233,7 +237,7 @@ func (s *Store) Counts(ctx context.Context, filter projections.CountFilter) (out
 	case filter.PerOrganization:
 		where = "org <> $1"
 	}
-	err = s.read(ctx, func(*found) error {
+	err = s.read(ctx, func(ctx context.Context, _ *found) error {
 		out, err = scanCounts(s.pool.Query(ctx, fmt.Sprintf(selectCounts, where), scope))
 		return err
 	})
@@ -267,7 +271,7 @@ func scanCounts(rows pgx.Rows, err error) ([]projections.Count, error) {
 
 // Positions returns how far the tables are.
 func (s *Store) Positions(ctx context.Context) (out []projections.Position, err error) {
-	err = s.read(ctx, func(*found) error {
+	err = s.read(ctx, func(ctx context.Context, _ *found) error {
 		out, err = positions(ctx, s.pool)
 		return err
 	})

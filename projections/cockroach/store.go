@@ -32,13 +32,17 @@ type Options struct {
 	Buckets int
 	// Existing refuses a database without tables of this version, rather than to make them. Default: false.
 	Existing bool
-	// ApplyTime is how long one batch may take, all its tries together. Default: 1 min.
-	ApplyTime time.Duration
+	// ApplyTime is how long one try of a batch may take before its connection is given up, and ReadTime is the same for a read. What
+	// takes longer is given twice the time when it is tried again, and so on. Defaults: 10 s, 3 s.
+	ApplyTime, ReadTime time.Duration
 }
 
 func (o Options) withDefaults() Options {
 	if o.ApplyTime <= 0 {
-		o.ApplyTime = time.Minute
+		o.ApplyTime = 10 * time.Second
+	}
+	if o.ReadTime <= 0 {
+		o.ReadTime = 3 * time.Second
 	}
 	return o
 }
@@ -53,6 +57,8 @@ type Store struct {
 	budget  int          // of one page, see list.go
 	retries atomic.Int64 // transactions that were tried again because of others
 	settled atomic.Int64 // batches that were found written after their COMMIT was not answered
+	writes  patience
+	reads   patience
 
 	// What the database is, once it was reached and its tables are up to date.
 	known atomic.Pointer[found]
@@ -114,21 +120,34 @@ func Open(address string, opts Options) (*Store, error) {
 	if _, ok := config.ConnConfig.RuntimeParams["application_name"]; !ok {
 		config.ConnConfig.RuntimeParams["application_name"] = "opstream"
 	}
-	config.AfterConnect = walkOnly
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error { return prepare(ctx, conn, opts.ApplyTime) }
+	config.PingTimeout = pingTime
 	// detached: the pool does not connect here, and lives until Close
 	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
 		return nil, fmt.Errorf("make a pool of connections: %w", err)
 	}
-	s := &Store{opts: opts, pool: pool, budget: defaultBudget, finding: make(chan *failure, 1)}
+	s := &Store{
+		opts: opts, pool: pool, budget: defaultBudget, finding: make(chan *failure, 1),
+		writes: patience{least: opts.ApplyTime}, reads: patience{least: opts.ReadTime},
+	}
 	s.finding <- &failure{}
 	return s, nil
 }
 
-// walkOnly keeps PostgreSQL from collecting rows and sorting them where an index has them in order: it does that when it
-// believes that there are few, and its beliefs are as old as its statistics. CockroachDB, which names itself to every session,
-// has no such thing.
-func walkOnly(ctx context.Context, conn *pgx.Conn) error {
+// prepare sets what a new session needs.
+//
+// A transaction whose client is silent for as long as one of ours never is ends, and with it its locks: the client may have gone where
+// nobody told the server, who would keep every other projector from its partitions for hours.
+//
+// PostgreSQL is kept from collecting rows and sorting them where an index has them in order: it does that when it believes that
+// there are few, and its beliefs are as old as its statistics. CockroachDB, which names itself to every session, has no such thing.
+func prepare(ctx context.Context, conn *pgx.Conn, idle time.Duration) error {
+	if _, given := conn.Config().RuntimeParams[idleTimeout]; !given {
+		if _, err := conn.Exec(ctx, fmt.Sprintf("SET %s = '%dms'", idleTimeout, idle.Milliseconds())); err != nil {
+			return err
+		}
+	}
 	if conn.PgConn().ParameterStatus("crdb_version") != "" {
 		return nil
 	}
@@ -136,9 +155,23 @@ func walkOnly(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// Close closes all connections. Nothing may use the store any more.
+const idleTimeout = "idle_in_transaction_session_timeout"
+
+// closeTime is how long Close waits for the farewell of connections, which takes an answer when something was under way on them.
+const closeTime = 3 * time.Second
+
+// Close closes all connections. Nothing may use the store any more. Connections on which nothing is heard are left to the end of the
+// process.
 func (s *Store) Close() error {
-	s.pool.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTime):
+	}
 	return nil
 }
 
@@ -186,7 +219,9 @@ func (s *Store) ready(ctx context.Context) (*found, error) {
 // find goes to the database and brings its tables up to date.
 func (s *Store) find(ctx context.Context) (*found, error) {
 	var version string
-	if err := s.pool.QueryRow(ctx, "SELECT version()").Scan(&version); err != nil {
+	if err := s.within(ctx, &s.reads, func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, "SELECT version()").Scan(&version)
+	}); err != nil {
 		return nil, err
 	}
 	f := &found{dialect: dialectOf(version)}
@@ -197,18 +232,26 @@ func (s *Store) find(ctx context.Context) (*found, error) {
 	if s.opts.Buckets > 0 {
 		f.buckets = s.opts.Buckets
 	}
-	if _, err := s.pool.Exec(ctx, "INSERT INTO format (one, version, buckets) VALUES (1, $1, $2) ON CONFLICT (one) DO NOTHING", projections.FormatVersion, f.buckets); err != nil {
-		return nil, fmt.Errorf("note the format of the tables: %w", err)
-	}
 	var have int64
-	if err := s.pool.QueryRow(ctx, "SELECT version, buckets FROM format WHERE one = 1").Scan(&have, &f.buckets); err != nil {
-		return nil, fmt.Errorf("read the format of the tables: %w", err)
+	if err := s.within(ctx, &s.reads, func(ctx context.Context) error {
+		if _, err := s.pool.Exec(ctx, "INSERT INTO format (one, version, buckets) VALUES (1, $1, $2) ON CONFLICT (one) DO NOTHING", projections.FormatVersion, f.buckets); err != nil {
+			return fmt.Errorf("note the format of the tables: %w", err)
+		}
+		if err := s.pool.QueryRow(ctx, "SELECT version, buckets FROM format WHERE one = 1").Scan(&have, &f.buckets); err != nil {
+			return fmt.Errorf("read the format of the tables: %w", err)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
 	}
 	if have != projections.FormatVersion {
 		return nil, fmt.Errorf("expected rows of format %#x, but these are of format %#x; give this version an empty database, its tables are made again from the journal", projections.FormatVersion, have)
 	}
 	return f, nil
 }
+
+// makeTime is how long it may take to bring the tables up to date, whoever does it.
+const makeTime = 15 * time.Minute
 
 // migrate brings the tables up to date, or refuses those of a newer version. Any number of processes may do it at once: they
 // take turns by a lock that is a row of a table with a lease, because CockroachDB has no advisory locks.
@@ -235,7 +278,9 @@ func (s *Store) migrate(ctx context.Context) error {
 	want := sources[len(sources)-1].Version
 	// By hand: the provider would begin to make its own table without the lock.
 	var have int64
-	err = s.pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&have)
+	err = s.within(ctx, &s.reads, func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&have)
+	})
 	if err != nil && code(err) != codeNoTable {
 		return fmt.Errorf("read the version of the tables: %w", err)
 	}
@@ -248,7 +293,10 @@ func (s *Store) migrate(ctx context.Context) error {
 	if s.opts.Existing {
 		return fmt.Errorf("expected tables of version %d, but these are of version %d (0: there are none); is it the database that the service was started with?", want, have)
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	// It may wait for others who make the tables.
+	making, cancel := context.WithTimeout(ctx, makeTime)
+	defer cancel()
+	if _, err := provider.Up(making); err != nil {
 		return fmt.Errorf("bring the tables from version %d to %d: %w", have, want, err)
 	}
 	return nil

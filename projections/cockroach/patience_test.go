@@ -1,0 +1,139 @@
+package cockroach
+
+import (
+	"errors"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/opstream/opstream/internal/faultproxy"
+	"github.com/opstream/opstream/internal/pgtest"
+	"github.com/opstream/opstream/projections"
+)
+
+// TestStrandedInATransaction: the way to the database is lost without a word in the middle of a batch, before or after its COMMIT, so
+// that the server keeps the transaction and its locks. The batch is written all the same, once, and before long.
+func TestStrandedInATransaction(t *testing.T) {
+	address := pgtest.Postgres(t)
+	way := newProxy(t, address)
+	store := opened(t, way.url, Options{ApplyTime: time.Second, ReadTime: time.Second})
+	if err := store.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	j, halves := some(t)
+	p := projections.NewProjector(store, 0)
+	if err := halves[0](t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	first := true
+	way.set(func() cut {
+		if first {
+			first = false
+			return cutSilent
+		}
+		return cutNever
+	})
+	began := time.Now()
+	if err := halves[1](t.Context(), p); err != nil {
+		t.Fatalf("expected the batch to be written over another connection, but: %v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second || way.count() != 1 {
+		t.Errorf("expected one connection to be stranded and the batch to be written within some seconds, but %d were, and it took %s", way.count(), took)
+	}
+	verified(t, store, j)
+	began = time.Now()
+	if err := store.Close(); err != nil || time.Since(began) > closeTime+2*time.Second {
+		t.Errorf("expected the store to close, but it took %s: %v", time.Since(began), err)
+	}
+}
+
+// TestStrandedReads: reads are answered over new connections.
+func TestStrandedReads(t *testing.T) {
+	address := pgtest.Postgres(t)
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	way, err := faultproxy.Listen(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(way.Close)
+	u.Host = way.Address()
+	store := opened(t, u.String(), Options{ReadTime: 500 * time.Millisecond})
+	if _, err := store.Positions(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if way.Strand() == 0 {
+		t.Fatal("expected connections to strand")
+	}
+	if _, err := store.Positions(t.Context()); err != nil {
+		t.Errorf("expected a read to be answered over another connection, but: %v", err)
+	}
+}
+
+// TestSlowDatabase answers everything, but not in the time that is given first. Every batch is written in the end.
+func TestSlowDatabase(t *testing.T) {
+	// The server's own patience is not what is tested: from where it stands, the way is a part of the client's silence.
+	address := pgtest.With(t, pgtest.Postgres(t), idleTimeout, "10000")
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	way, err := faultproxy.Listen(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(way.Close)
+	u.Host = way.Address()
+	store := opened(t, u.String(), Options{ApplyTime: 120 * time.Millisecond, ReadTime: 120 * time.Millisecond})
+	if err := store.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	way.Delay(60 * time.Millisecond)
+	j, halves := some(t)
+	p := projections.NewProjector(store, 0)
+	tries := 0
+	for n, project := range halves {
+		for err := errSilent; err != nil; tries++ {
+			if err = project(t.Context(), p); err != nil && (!errors.Is(err, errSilent) || tries > 15) {
+				t.Fatalf("half %d, try %d: expected nothing but a slow database, and not for ever, but: %v", n, tries, err)
+			}
+		}
+	}
+	t.Logf("%d tries; a batch may take %s now", tries, store.writes.now(time.Now()))
+	if tries == len(halves) {
+		t.Error("expected batches to be given up at first")
+	}
+	way.Delay(0)
+	verified(t, store, j)
+}
+
+// TestPatience: it grows when it must, stays while it is needed, and goes.
+func TestPatience(t *testing.T) {
+	p := patience{least: 10 * time.Second}
+	at := time.Now()
+	expect := func(want time.Duration) {
+		t.Helper()
+		if got := p.now(at); got != want {
+			t.Errorf("expected %s, but got %s", want, got)
+		}
+	}
+	expect(10 * time.Second)
+	if next := p.lost(10*time.Second, at); next != 20*time.Second {
+		t.Errorf("expected twice as much for the next, but got %s", next)
+	}
+	p.lost(10*time.Second, at) // another that began before that
+	expect(20 * time.Second)
+	at = at.Add(patienceStays)
+	p.took(6*time.Second, at)
+	at = at.Add(patienceStays)
+	p.took(time.Second, at)
+	expect(20 * time.Second)
+	at = at.Add(time.Second)
+	expect(10 * time.Second)
+	for range 20 {
+		p.lost(p.now(at), at)
+	}
+	expect(patienceMost)
+}
