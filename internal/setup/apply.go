@@ -52,8 +52,8 @@ func (it Item) String() string {
 	return text
 }
 
-// rounds bounds how often [Apply] looks again: once for what only a created topic shows, and a few times for brokers that have
-// not heard of the change yet.
+// rounds bounds how often [Make] and [Apply] look again: once for what only a created topic shows, and a few times for brokers that
+// have not heard of the change yet.
 const (
 	rounds     = 20
 	roundPause = 250 * time.Millisecond

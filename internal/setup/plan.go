@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -96,6 +97,15 @@ func (p *Plan) Differs() bool { return len(p.Of(Create, Grow, Set, Refuse)) > 0 
 // Make looks at the brokers and plans. It changes nothing.
 func Make(ctx context.Context, client *kgo.Client, cfg Config) (*Plan, error) {
 	l, err := look(ctx, client, cfg)
+	// Brokers hear one after the other of a topic that somebody makes at this moment, and of its leaders.
+	for round := 0; unsettled(err) && round < rounds; round++ {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(roundPause):
+		}
+		l, err = look(ctx, client, cfg)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +120,10 @@ func Make(ctx context.Context, client *kgo.Client, cfg Config) (*Plan, error) {
 	}
 	l.plan.Items = items
 	return &l.plan, nil
+}
+
+func unsettled(err error) bool {
+	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.LeaderNotAvailable) || errors.Is(err, kerr.NotLeaderForPartition)
 }
 
 // history are the topics whose records belong together: a position in one is written in another, and the partition of a key must

@@ -195,6 +195,40 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// TestUnsettled lets a broker not know for a while where the partitions of a topic begin that another one shows already.
+func TestUnsettled(t *testing.T) {
+	k := start(t, 1)
+	k.apply(Config{})
+	for _, test := range []struct {
+		code *kerr.Error
+		err  bool
+	}{{kerr.UnknownTopicOrPartition, false}, {kerr.NotLeaderForPartition, false}, {kerr.TopicAuthorizationFailed, true}} {
+		left := 3
+		k.cluster.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			if left--; left < 0 {
+				return nil, nil, false
+			}
+			k.cluster.KeepControl()
+			resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+			for _, t := range req.(*kmsg.ListOffsetsRequest).Topics {
+				topic := kmsg.NewListOffsetsResponseTopic()
+				topic.Topic = t.Topic
+				for _, p := range t.Partitions {
+					one := kmsg.NewListOffsetsResponseTopicPartition()
+					one.Partition, one.ErrorCode = p.Partition, test.code.Code
+					topic.Partitions = append(topic.Partitions, one)
+				}
+				resp.Topics = append(resp.Topics, topic)
+			}
+			return resp, nil, true
+		})
+		plan, err := Make(t.Context(), k.client, Config{})
+		if got := errors.Is(err, test.code); got != test.err || err == nil && plan.Differs() {
+			t.Errorf("%s: expected it to be an error: %t, but got %v", test.code.Message, test.err, err)
+		}
+	}
+}
+
 func TestNumbers(t *testing.T) {
 	k := start(t, 1)
 	k.apply(Config{Partitions: 4, InboxPartitions: 2})
