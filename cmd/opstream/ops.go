@@ -115,8 +115,5 @@ func (o *operations) ready(ctx context.Context) error {
 	if err := o.alive(); err != nil {
 		return err
 	}
-	if s.worker != nil && s.worker.Counters().Sessions.Load() == 0 {
-		return errors.New("the worker has no session yet: it waits for the brokers")
-	}
 	return s.ready(ctx)
 }

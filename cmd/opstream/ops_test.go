@@ -22,6 +22,7 @@ import (
 
 	"github.com/opstream/opstream/consumers/worker"
 	"github.com/opstream/opstream/internal/api"
+	"github.com/opstream/opstream/internal/faultproxy"
 )
 
 // running is a command line that runs in this process until it is stopped.
@@ -238,7 +239,7 @@ func TestReadiness(t *testing.T) {
 	expect("/livez", http.StatusOK, "")
 	o.serve(&service{worker: w, reach: newReach(slog.New(slog.DiscardHandler))})
 	expect("/readyz", http.StatusServiceUnavailable, "no session")
-	w.Counters().Sessions.Add(1)
+	w.Counters().Heartbeats.Add(1)
 	expect("/readyz", http.StatusOK, "")
 	fails := make(chan struct{})
 	g.start("part", func(context.Context) error {
@@ -403,6 +404,31 @@ func BenchmarkMeasuredHandler(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// TestNotReadyBeforeItHasItsPlace: a scheduler and a worker that nobody has heard of yet do not let a rollout go on, although nothing has
+// failed so far: the broker takes their connections and says nothing.
+func TestNotReadyBeforeItHasItsPlace(t *testing.T) {
+	t.Parallel()
+	in, proxy := newInstallation(t, t.TempDir()), proxied(t, "")
+	brokerBehind(t, proxy, in)
+	for role, reason := range map[string]string{roleScheduler: "no place in its group", roleWorker: "no session"} {
+		t.Run(role, func(t *testing.T) {
+			proxy.Stall(faultproxy.Both)
+			ops := freePort(t)
+			d := daemonOf(t, role, "serve", "--roles", role, "--brokers", proxy.Address(), "--ops-listen", ops, "--log", "warn")
+			d.launch()
+			d.up()
+			if got := readyz(t, "http://"+ops); !strings.HasPrefix(got, "503") || !strings.Contains(got, reason) && !strings.Contains(got, "no broker of Kafka has answered") {
+				t.Errorf("expected it to wait for its place, but got %s", got)
+			}
+			proxy.Resume(faultproxy.Both)
+			eventually(t, time.Minute, func() (bool, string) {
+				got := readyz(t, "http://"+ops)
+				return strings.HasPrefix(got, "200"), got
+			})
 		})
 	}
 }

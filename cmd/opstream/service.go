@@ -349,7 +349,14 @@ func (s *service) ready(ctx context.Context) error {
 	if err := s.reach.err(); err != nil {
 		return err
 	}
+	// Heartbeats that are on the log are what schedulers know a worker by.
+	if s.worker != nil && s.worker.Counters().Heartbeats.Load() == 0 {
+		return errors.New("the worker has no session yet: it waits for the brokers")
+	}
 	if s.scheduler != nil {
+		if !s.scheduler.Joined() {
+			return errors.New("the scheduler has no place in its group yet")
+		}
 		for _, p := range s.scheduler.Status() {
 			if !p.Active {
 				return fmt.Errorf("partition %d is being recovered", p.Partition)

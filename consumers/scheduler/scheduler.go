@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -122,6 +123,7 @@ type Scheduler struct {
 	told  func(*kgo.Record, error) // hears what became of what workers are sent
 
 	counters Counters
+	joined   atomic.Bool
 
 	mu      sync.Mutex
 	owned   map[int32]*ownership
@@ -220,6 +222,7 @@ func (s *Scheduler) takePart(ctx context.Context) error {
 		watch, stop := context.WithCancel(ctx)
 		var watching sync.WaitGroup
 		watching.Go(func() { s.watchGroup(watch, member) })
+		watching.Go(func() { s.awaitPlace(watch, member) })
 		err = s.beMember(ctx, member)
 		stop()
 		s.releaseAll(errStopped)
@@ -316,7 +319,7 @@ func (s *Scheduler) watchGroup(ctx context.Context, member *kafkaclient.Client) 
 			member.ForceRebalance()
 			continue
 		}
-		without := s.unowned(ctx)
+		_, without, _ := s.distribution(ctx)
 		again := false
 		for p := range without {
 			again = again || before[p]
@@ -342,26 +345,68 @@ func (s *Scheduler) embedded(ctx context.Context) bool {
 	return err == nil && brokers.Cluster == "opstream-embedded"
 }
 
-// unowned asks the group's coordinator which partitions it has given to nobody. In doubt there are none.
-func (s *Scheduler) unowned(ctx context.Context) map[int32]bool {
+// awaitPlace returns when this member has its place in the group, or when ctx ends: the group has taken it in and come to rest, and
+// every partition is somebody's. That may leave it without any. A newcomer's partitions are first taken from others and then given to
+// it; whoever replaces schedulers one by one must not take the next away in between.
+func (s *Scheduler) awaitPlace(ctx context.Context, member *kafkaclient.Client) {
+	const first, most = 50 * time.Millisecond, time.Second
+	for wait := first; ; wait = min(2*wait, most) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		me, generation := member.GroupMetadata()
+		if generation < 0 {
+			wait = first // which asks nobody
+			continue
+		}
+		group, without, known := s.distribution(ctx)
+		if known && len(without) == 0 && slices.ContainsFunc(group.Members, func(m kadm.DescribedGroupMember) bool { return m.MemberID == me && s.owns(&m) }) {
+			s.joined.Store(true)
+			return
+		}
+	}
+}
+
+// owns says whether a member, which is this one, has begun with all that the group has given to it.
+func (s *Scheduler) owns(m *kadm.DescribedGroupMember) bool {
+	given, ok := m.Assigned.AsConsumer()
+	if !ok {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, topic := range given.Topics {
+		for _, p := range topic.Partitions {
+			if topic.Topic == s.cfg.Topics.Requests() && s.owned[p] == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// distribution asks the group's coordinator which partitions it has given to nobody. It is not known while the group is changing.
+func (s *Scheduler) distribution(ctx context.Context) (group kadm.DescribedGroup, without map[int32]bool, known bool) {
 	bounded, cancel := context.WithTimeout(ctx, groupLook)
 	defer cancel()
 	groups, err := s.admin.DescribeGroups(bounded, s.cfg.Group)
 	if err != nil {
-		return nil
+		return group, nil, false
 	}
-	group := groups[s.cfg.Group]
+	group = groups[s.cfg.Group]
 	if group.Err != nil || group.State != "Stable" {
-		return nil
+		return group, nil, false
 	}
 	given := group.AssignedPartitions()[s.cfg.Topics.Requests()]
-	without := map[int32]bool{}
+	without = map[int32]bool{}
 	for p := range int32(s.cfg.Engine.Partitions) {
 		if _, ok := given[p]; !ok {
 			without[p] = true
 		}
 	}
-	return without
+	return group, without, true
 }
 
 // heartbeatMost is the longest time between two heartbeats of a member, whatever its session.
@@ -514,6 +559,10 @@ func (s *Scheduler) hear(h heard) {
 		a.hear(h)
 	}
 }
+
+// Joined says whether the scheduler has had its place in the group, be it without partitions. It is for whoever waits for a newcomer:
+// what becomes of a membership later is the group's business.
+func (s *Scheduler) Joined() bool { return s.joined.Load() }
 
 // Counters returns the scheduler's counters, for reading.
 func (s *Scheduler) Counters() *Counters { return &s.counters }
