@@ -160,7 +160,7 @@ func (f *optionFlag) Type() string { return f.option.Kind.String() }
 
 // ignoredVariables begin like options and are none: those of tests and tools.
 func ignoredVariables() []string {
-	return []string{"OPSTREAM_CONFIG", "OPSTREAM_TEST_*", "OPSTREAM_SIM_*", "OPSTREAM_KILL_*", "OPSTREAM_REQUIRE_*", "OPSTREAM_MEASURE", "OPSTREAM_TOOLS_*", "OPSTREAM_EMBEDDED_*", "OPSTREAM_WORKER_*"}
+	return []string{"OPSTREAM_CONFIG", "OPSTREAM_TEST_*", "OPSTREAM_SIM_*", "OPSTREAM_KILL_*", "OPSTREAM_REQUIRE_*", "OPSTREAM_MEASURE", "OPSTREAM_REAL", "OPSTREAM_OUTAGE_*", "OPSTREAM_OVERLOAD_*", "OPSTREAM_OLD_BINARY", "OPSTREAM_LOGGED_*", "OPSTREAM_TOOLS_*", "OPSTREAM_EMBEDDED_*", "OPSTREAM_WORKER_*"}
 }
 
 // resolve finds the values and gives them to their targets. The error, of a wrong command line, tells of everything that is wrong.

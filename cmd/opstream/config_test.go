@@ -129,7 +129,7 @@ func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
 // TestVariablesOfTestsAreNobodysMistake: what this project's own tests and tools take from the environment is not warned of.
 func TestVariablesOfTestsAreNobodysMistake(t *testing.T) {
 	withoutOptions(t)
-	for _, name := range []string{"OPSTREAM_TEST_BROKERS", "OPSTREAM_SIM_SECONDS", "OPSTREAM_KILL_SEED", "OPSTREAM_REQUIRE_REAL", "OPSTREAM_MEASURE", "OPSTREAM_TOOLS_CACHE", "OPSTREAM_SERVICE_HOST", "OPSTREAM_PORT"} {
+	for _, name := range []string{"OPSTREAM_TEST_BROKERS", "OPSTREAM_SIM_SECONDS", "OPSTREAM_KILL_SEED", "OPSTREAM_REQUIRE_REAL", "OPSTREAM_MEASURE", "OPSTREAM_REAL", "OPSTREAM_OUTAGE_SECONDS", "OPSTREAM_OLD_BINARY", "OPSTREAM_TOOLS_CACHE", "OPSTREAM_SERVICE_HOST", "OPSTREAM_PORT"} {
 		t.Setenv(name, "1")
 	}
 	r := run(t, "", "config", "check")
