@@ -261,6 +261,11 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	for name, values := range header {
+		if name == HeaderIdempotencyKey {
+			// Under its usual spelling net/http takes it for leave to send the request again when a connection breaks before the answer, and
+			// tells nobody: the answer to the second, that the service is overloaded, say, would seem to be of a command that was not taken.
+			name = strings.ToLower(name)
+		}
 		req.Header[name] = values
 	}
 	client := c.HTTP
