@@ -15,6 +15,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -342,7 +343,7 @@ func (s *Scheduler) embedded(ctx context.Context) bool {
 	bounded, cancel := context.WithTimeout(ctx, groupLook)
 	defer cancel()
 	brokers, err := s.admin.BrokerMetadata(bounded)
-	return err == nil && brokers.Cluster == "opstream-embedded"
+	return err == nil && brokers.Cluster == embedded.ClusterID
 }
 
 // awaitPlace returns when this member has its place in the group, or when ctx ends: the group has taken it in and come to rest, and
