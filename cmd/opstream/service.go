@@ -178,8 +178,12 @@ const pollEvery = 10 * time.Millisecond
 
 func (s *service) startProjector(client []kgo.Opt) error {
 	var err error
+	var missed func()
+	if s.follower == nil {
+		missed = s.feed.Gap
+	}
 	s.projector, err = projector.New(projector.Config{
-		Store: s.store, Client: client, Topics: s.cfg.topics, Log: s.cfg.log,
+		Store: s.store, Client: client, Topics: s.cfg.topics, Log: s.cfg.log, OnMissed: missed,
 		OnCommitted: func(b *projections.Batch) {
 			if s.follower != nil {
 				s.follower.Progress.Advance(b.Steps)
@@ -339,6 +343,9 @@ func (s *service) ready(ctx context.Context) error {
 		p := s.projector.Status()
 		if p.Failing != nil {
 			return fmt.Errorf("the tables cannot be written: %w", p.Failing)
+		}
+		if !p.Begun {
+			return errors.New("the projector has not begun: it asks where the tables and the journal stand")
 		}
 		for _, part := range p.Partitions {
 			if part.Stopped != nil {

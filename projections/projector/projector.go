@@ -23,7 +23,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +63,9 @@ type Config struct {
 	BackoffMin, BackoffMax time.Duration
 	// OnCommitted is called after each batch by the goroutine that projects; the batch is valid during the call only. Default: none.
 	OnCommitted func(*projections.Batch)
+	// OnMissed is called when the tables have moved by something that OnCommitted was not told of: another writer, or a commit
+	// whose answer was lost. It comes from the same goroutine. Default: none.
+	OnMissed func()
 	// Log. Default: slog.Default().
 	Log *slog.Logger
 }
@@ -141,7 +146,19 @@ func New(config Config) (*Projector, error) {
 	}
 	p := &Projector{config: config.withDefaults(), known: make(chan struct{})}
 	p.fold = projections.NewProjector(config.Store, config.MaxLive)
-	p.fold.OnCommitted = config.OnCommitted
+	p.fold.OnCommitted = func(b *projections.Batch) {
+		// First, so that nobody who hears of a change finds positions that are older.
+		p.written(func(yield func(projections.Position) bool) {
+			for i := range b.Steps {
+				if !yield(b.Steps[i].To) {
+					return
+				}
+			}
+		})
+		if config.OnCommitted != nil {
+			config.OnCommitted(b)
+		}
+	}
 	return p, nil
 }
 
@@ -215,9 +232,12 @@ func (p *Projector) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from, err := p.begin(ends, have)
+	from, missed, err := p.begin(ends, have)
 	if err != nil {
 		return err
+	}
+	if missed {
+		p.missed()
 	}
 	opts := append([]kgo.Opt{
 		// Room for what a partition has in Config.FloodPause: the client fetches once while nothing is taken.
@@ -255,8 +275,15 @@ func (p *Projector) ends(ctx context.Context) (map[int32]int64, error) {
 	return ends, nil
 }
 
-// begin takes the store's positions and returns where to read.
-func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (map[int32]kgo.Offset, error) {
+// missed passes on that the tables have moved unheard.
+func (p *Projector) missed() {
+	if p.config.OnMissed != nil {
+		p.config.OnMissed()
+	}
+}
+
+// begin takes the store's positions and returns where to read, and whether the tables have moved since this projector wrote to them.
+func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (from map[int32]kgo.Offset, missed bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := make(map[int32]projections.Position, len(have))
@@ -267,7 +294,7 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (ma
 	if first {
 		p.partitions = make(map[int32]*partition, len(ends))
 	}
-	from := make(map[int32]kgo.Offset, len(ends))
+	from = make(map[int32]kgo.Offset, len(ends))
 	for n, end := range ends {
 		part := p.partitions[n]
 		if part == nil {
@@ -278,12 +305,13 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (ma
 		h := at[n]
 		if h.Next > 0 {
 			if err := part.chain.UnmarshalText(h.Chain); err != nil {
-				return nil, fmt.Errorf("read the position of partition %d: %w; rebuild the tables: remove their database and start again", n, err)
+				return nil, false, fmt.Errorf("read the position of partition %d: %w; rebuild the tables: remove their database and start again", n, err)
 			}
 			if part.chain.Next != h.Next {
-				return nil, fmt.Errorf("expected the chain of partition %d to continue at offset %d, where the tables stand, but it does at %d; rebuild the tables: remove their database and start again", n, h.Next, part.chain.Next)
+				return nil, false, fmt.Errorf("expected the chain of partition %d to continue at offset %d, where the tables stand, but it does at %d; rebuild the tables: remove their database and start again", n, h.Next, part.chain.Next)
 			}
 		}
+		missed = missed || !first && h.Next > part.next
 		part.at = h.At
 		part.next, part.nextAt, part.end = h.Next, h.At, max(end, part.end)
 		part.wake()
@@ -297,7 +325,7 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (ma
 	if first {
 		close(p.known)
 	}
-	return from, nil
+	return from, missed, nil
 }
 
 // stop ends the projection of one partition; the lock is held.
@@ -486,7 +514,10 @@ func (p *Projector) write(ctx context.Context, client *kgo.Client, topic string,
 	for wait := p.config.BackoffMin; ; wait = min(2*wait, p.config.BackoffMax) {
 		err := p.fold.Project(ctx, b.entries, b.positions)
 		if err == nil {
-			p.written(b.positions)
+			// OnCommitted was not called for what the tables had already: this batch, if the answer to an earlier commit was lost.
+			if p.written(slices.Values(b.positions)) {
+				p.missed()
+			}
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -529,27 +560,37 @@ func (b *batch) drop(n int32) {
 	b.entries, b.positions = entries, positions
 }
 
-// written notes that the tables have everything before these positions: by this batch, or because somebody else was faster.
-func (p *Projector) written(positions []projections.Position) {
+// written notes that the tables have everything before these positions, and says whether that is news.
+func (p *Projector) written(positions iter.Seq[projections.Position]) (news bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failing = nil
-	for _, at := range positions {
+	for at := range positions {
 		part := p.partitions[at.Partition]
 		if at.Next > part.next {
+			news = true
 			part.next, part.nextAt, part.end = at.Next, at.At, max(part.end, at.Next)
 			part.wake()
 		}
+	}
+	return news
+}
+
+// Begun returns when the projector knows where the tables stand: Status has nothing to tell before. It fails when ctx ends.
+func (p *Projector) Begun(ctx context.Context) error {
+	select {
+	case <-p.known:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the projector has not begun: %w", context.Cause(ctx))
 	}
 }
 
 // WaitFor returns when the tables have the event at this place, so that who has caused it reads what they wrote. It fails when ctx
 // ends, or when the partition is not projected here or not any more.
 func (p *Projector) WaitFor(ctx context.Context, n int32, place operation.Place) error {
-	select {
-	case <-p.known:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for offset %d of partition %d: the projector has not begun: %w", place, n, context.Cause(ctx))
+	if err := p.Begun(ctx); err != nil {
+		return fmt.Errorf("wait for offset %d of partition %d: %w", place, n, err)
 	}
 	p.mu.Lock()
 	part := p.partitions[n]
@@ -589,6 +630,7 @@ func (p *Projector) WaitFor(ctx context.Context, n int32, place operation.Place)
 
 // Status is how far the projector is.
 type Status struct {
+	Begun      bool // where the tables stand is known
 	Partitions []PartitionStatus
 	Lag        int64         // offsets, over all partitions
 	Age        time.Duration // the greatest
@@ -612,7 +654,7 @@ func (p *Projector) Status() Status {
 	now := operation.TimeOf(time.Now())
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Status{Failing: p.failing, Since: p.since, Failures: p.failures, Partitions: make([]PartitionStatus, 0, len(p.partitions))}
+	s := Status{Begun: p.partitions != nil, Failing: p.failing, Since: p.since, Failures: p.failures, Partitions: make([]PartitionStatus, 0, len(p.partitions))}
 	if s.Failing == nil {
 		s.Since = time.Time{}
 	}

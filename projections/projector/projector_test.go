@@ -112,17 +112,22 @@ func (b *bench) run(c projector.Config) (p *projector.Projector, stop func()) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(b.t.Context())
+	return p, run(b.t, p)
+}
+
+// run lets a projector run until the test ends, or stop is called.
+func run(t *testing.T, p *projector.Projector) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func(p *projector.Projector) { done <- p.Run(ctx) }(p)
+	go func() { done <- p.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			b.t.Errorf("expected the projector to end without an error, but got %v", err)
+			t.Errorf("expected the projector to end without an error, but got %v", err)
 		}
 	})
-	b.t.Cleanup(stop)
-	return p, stop
+	t.Cleanup(stop)
+	return stop
 }
 
 func (b *bench) wait(p *projector.Projector, partition int32, place operation.Place) {
@@ -363,6 +368,58 @@ func TestStoreThatIsAway(t *testing.T) {
 	if s := p.Status(); s.Failing != nil || s.Lag != 0 {
 		t.Errorf("expected nothing to fail any more, but got %+v", s)
 	}
+	b.verify(store)
+}
+
+// unansweredStore writes the first batch and says that it did not.
+type unansweredStore struct {
+	projections.Store
+	once sync.Once
+}
+
+func (u *unansweredStore) Apply(ctx context.Context, b *projections.Batch) error {
+	err := u.Store.Apply(ctx, b)
+	u.once.Do(func() {
+		if err == nil {
+			err = errors.New("the connection broke before the answer")
+		}
+	})
+	return err
+}
+
+// Who hears of changes is told when the tables have moved by something that nobody heard of.
+func TestWhatMovedUnheardIsTold(t *testing.T) {
+	b := newBench(t)
+	store := open(t)
+	c := b.config(&unansweredStore{Store: store})
+	var p *projector.Projector
+	told, missed := make(chan int64, 10), make(chan int64, 10)
+	c.OnCommitted = func(batch *projections.Batch) {
+		for _, step := range batch.Steps {
+			if at := p.Status().Partitions[step.To.Partition].Next; at < step.To.Next {
+				t.Errorf("expected the status to know of offset %d when it is told of, but it knows of %d", step.To.Next, at)
+			}
+			told <- step.To.Next
+		}
+	}
+	c.OnMissed = func() { missed <- p.Status().Partitions[0].Next }
+	first := b.events(0, b.request("one"))
+	p, err := projector.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Status().Begun {
+		t.Error("expected a projector that does not run not to have begun")
+	}
+	stop := run(t, p)
+	if next := <-missed; next != int64(first)+1 {
+		t.Errorf("expected to be told when the tables have offset %d, but they have %d", first, next-1)
+	}
+	second := b.events(0, b.request("two"))
+	if next := <-told; next != int64(second)+1 {
+		t.Errorf("expected to hear of offset %d, but heard of %d", second, next-1)
+	}
+	stop()
 	b.verify(store)
 }
 

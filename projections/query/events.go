@@ -46,11 +46,12 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 	if q.listeners.Add(1) > int64(q.ListenersMax) {
 		return api.NewProblem(api.TooManyListeners, "%d clients listen already", q.ListenersMax)
 	}
+	// In this order, so that of whatever is not in the positions that are told the listener hears.
+	sub := q.Feed.Subscribe(in)
+	defer sub.Close()
 	if err := q.fresh(w, r); err != nil {
 		return err
 	}
-	sub := q.Feed.Subscribe(in)
-	defer sub.Close()
 
 	out := &stream{w: w, rc: http.NewResponseController(w)}
 	h := w.Header()

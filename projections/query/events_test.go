@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/internal/api/apitest"
+	"github.com/opstream/opstream/projections/projector"
 	"github.com/opstream/opstream/projections/query"
 )
 
@@ -353,4 +355,48 @@ func TestStreamBeginsWithWhereItStands(t *testing.T) {
 	if c := change(t, <-listen(t, w, server, nil, id)); c.ID != "a" {
 		t.Errorf("expected to hear of what happened meanwhile, but heard of %s", c.ID)
 	}
+}
+
+// busy is tables that move on while they are asked where they stand.
+type busy struct {
+	query.Progress
+	move func()
+}
+
+func (b busy) AsOf(ctx context.Context) (api.Positions, time.Duration, error) {
+	positions, lag, err := b.Progress.AsOf(ctx)
+	b.move()
+	return positions, lag, err
+}
+
+// A listener hears of all that is not in the positions which the stream says it begins with.
+func TestStreamBeginsWithThePositionsItNames(t *testing.T) {
+	w := newWorld(t)
+	w.simple("a", "import")
+	w.config.Progress = busy{w.held, sync.OnceFunc(func() { w.simple("b", "import") })}
+	server := serve(t, w.contract.Handler(t, query.New(w.config).Routes()))
+	c := change(t, <-listen(t, w, server, nil, ""))
+	if c.ID != "b" || c.Position != "0-1" {
+		t.Errorf("expected to hear of what came after the positions, but got %+v", c)
+	}
+}
+
+// Until the projector knows where the tables stand, nobody is told that they stand nowhere and are level.
+func TestNoPositionsBeforeTheProjectorHasBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p, err := projector.New(projector.Config{Store: w.store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.config.Progress = query.Projected{Projector: p}
+		h := w.contract.Handler(t, query.New(w.config).Routes())
+		for _, path := range []string{"/v1/events", "/v1/operations", "/v1/counts"} {
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+			if rec.Code != http.StatusServiceUnavailable || rec.Header().Get(api.HeaderAsOf) != "" {
+				t.Errorf("%s: expected 503 and no positions, but got %d %q", path, rec.Code, rec.Header())
+			}
+		}
+	})
 }

@@ -26,7 +26,12 @@ type Progress interface {
 type Projected struct{ *projector.Projector }
 
 // AsOf implements Progress.
-func (p Projected) AsOf(context.Context) (api.Positions, time.Duration, error) {
+func (p Projected) AsOf(ctx context.Context) (api.Positions, time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	if err := p.Begun(ctx); err != nil {
+		return nil, 0, err
+	}
 	status := p.Status()
 	list := make(api.Positions, 0, len(status.Partitions))
 	for _, s := range status.Partitions {
@@ -52,8 +57,9 @@ type Polled struct {
 
 	mu     sync.Mutex
 	last   *answer
-	asking chan struct{} // closed when the one who asks now has an answer, nil when nobody asks
-	moved  chan struct{} // closed when the tables are heard to have moved
+	asking chan struct{}                  // closed when the one who asks now has an answer, nil when nobody asks
+	newer  map[int32]projections.Position // what was advanced to while somebody asks: the answer may be from before that
+	moved  chan struct{}                  // closed when the tables are heard to have moved
 }
 
 // answer is what the store has said, and when.
@@ -79,18 +85,27 @@ func NewPolled(store projections.Reader, every time.Duration, end func(partition
 func (p *Polled) Advance(steps []projections.Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.asking != nil {
+		for i := range steps {
+			p.newer[steps[i].To.Partition] = steps[i].To
+		}
+	}
 	if p.last == nil || p.last.err != nil {
 		return
 	}
 	positions := maps.Clone(p.last.positions)
-	for _, step := range steps {
-		if step.To.Next > positions[step.To.Partition].Next {
-			positions[step.To.Partition] = step.To
-		}
+	for i := range steps {
+		advance(positions, steps[i].To)
 	}
 	p.last = &answer{at: p.last.at, positions: positions}
 	close(p.moved)
 	p.moved = make(chan struct{})
+}
+
+func advance(positions map[int32]projections.Position, to projections.Position) {
+	if to.Next > positions[to.Partition].Next {
+		positions[to.Partition] = to
+	}
 }
 
 // heardOfMove returns what is closed when the tables are heard to have moved.
@@ -112,7 +127,7 @@ func (p *Polled) ask(ctx context.Context) (*answer, <-chan struct{}, error) {
 		asking := p.asking
 		if asking == nil {
 			asking = make(chan struct{})
-			p.asking = asking
+			p.asking, p.newer = asking, map[int32]projections.Position{}
 			go p.find(context.WithoutCancel(ctx), asking)
 		}
 		p.mu.Unlock()
@@ -142,7 +157,10 @@ func (p *Polled) find(ctx context.Context, asking chan struct{}) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last, p.asking = a, nil
+	for _, at := range p.newer {
+		advance(a.positions, at)
+	}
+	p.last, p.asking, p.newer = a, nil, nil
 	close(asking)
 }
 

@@ -67,7 +67,7 @@ func (w *world) node(i int) func(context.Context, *life) error {
 			}
 		}
 		p, err := projector.New(projector.Config{
-			Store: w.stores[i], Client: w.options(l.host), Topics: w.topics, Log: log, OnCommitted: publish,
+			Store: w.stores[i], Client: w.options(l.host), Topics: w.topics, Log: log, OnCommitted: publish, OnMissed: feed.Gap,
 		})
 		if err != nil {
 			return err
