@@ -414,21 +414,25 @@ func TestNotReadyBeforeItHasItsPlace(t *testing.T) {
 	t.Parallel()
 	in, proxy := newInstallation(t, t.TempDir()), proxied(t, "")
 	brokerBehind(t, proxy, in)
-	for role, reason := range map[string]string{roleScheduler: "no place in its group", roleWorker: "no session"} {
-		t.Run(role, func(t *testing.T) {
-			proxy.Stall(faultproxy.Both)
-			ops := freePort(t)
-			d := daemonOf(t, role, "serve", "--roles", role, "--brokers", proxy.Address(), "--ops-listen", ops, "--log", "warn")
-			d.launch()
-			d.up()
-			if got := readyz(t, "http://"+ops); !strings.HasPrefix(got, "503") || !strings.Contains(got, reason) && !strings.Contains(got, "no broker of Kafka has answered") {
-				t.Errorf("expected it to wait for its place, but got %s", got)
-			}
-			proxy.Resume(faultproxy.Both)
-			eventually(t, time.Minute, func() (bool, string) {
-				got := readyz(t, "http://"+ops)
-				return strings.HasPrefix(got, "200"), got
-			})
+	proxy.Stall(faultproxy.Both)
+	roles := map[string]string{roleScheduler: "no place in its group", roleWorker: "no session"}
+	daemons, addresses := map[string]*daemon{}, map[string]string{}
+	for role := range roles {
+		addresses[role] = freePort(t)
+		daemons[role] = daemonOf(t, role, "serve", "--roles", role, "--brokers", proxy.Address(), "--ops-listen", addresses[role], "--log", "warn")
+		daemons[role].launch()
+	}
+	for role, reason := range roles {
+		daemons[role].up()
+		if got := readyz(t, "http://"+addresses[role]); !strings.HasPrefix(got, "503") || !strings.Contains(got, reason) && !strings.Contains(got, "no broker of Kafka has answered") {
+			t.Errorf("%s: expected it to wait for its place, but got %s", role, got)
+		}
+	}
+	proxy.Resume(faultproxy.Both)
+	for role, address := range addresses {
+		eventually(t, time.Minute, func() (bool, string) {
+			got := readyz(t, "http://"+address)
+			return strings.HasPrefix(got, "200"), role + ": " + got
 		})
 	}
 }

@@ -266,7 +266,10 @@ func pausedOwners(t *testing.T, in *installation) {
 	})
 }
 
-func TestPausedOwner(t *testing.T) { pausedOwners(t, splitInstallation(t)) }
+func TestPausedOwner(t *testing.T) {
+	t.Parallel()
+	pausedOwners(t, splitInstallation(t))
+}
 
 func TestKafkaPausedOwner(t *testing.T) {
 	pausedOwners(t, kafkaInstallation(t, kafkatest.OnReal(t, kafkatest.Real(t))))

@@ -282,7 +282,10 @@ func (in *installation) judgeLogs(pauses []frozen, workers ...*loggingWorker) {
 	}
 }
 
-func TestPausedWorker(t *testing.T) { pausedWorker(splitInstallation(t)) }
+func TestPausedWorker(t *testing.T) {
+	t.Parallel()
+	pausedWorker(splitInstallation(t))
+}
 
 func TestKafkaPausedWorker(t *testing.T) {
 	pausedWorker(kafkaInstallation(t, kafkatest.OnReal(t, kafkatest.Real(t))))

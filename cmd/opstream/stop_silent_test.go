@@ -57,6 +57,7 @@ func brokerBehind(t *testing.T, proxy *faultproxy.Proxy, in *installation) {
 // Each ends in time and with 0, and says what it could not tell; and when the brokers answer again, also what they were told by
 // processes that have ended long ago, nothing is lost and nothing is done twice.
 func TestStopWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
 	roles := map[string]string{"scheduler-1": "scheduler", "scheduler-2": "scheduler", "worker": "worker", "api": "projector,api"}
 	for _, outage := range []struct {
 		name       string
