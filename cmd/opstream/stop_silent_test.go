@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/internal/faultproxy"
+	"github.com/opstream/opstream/internal/pgtest"
 )
 
 // elsewhere is a listener that says it listens at another address, which is what a broker tells its clients.
@@ -103,34 +105,95 @@ func TestStopWithoutAnAnswer(t *testing.T) {
 			}
 			in.start().underLoad(func(uint64) {
 				in.probe("before")
-				defer outage.end(proxy)                                      //nolint:errcheck // when the test gives up, for what waits
-				for _, moment := range []time.Duration{0, 3 * time.Second} { // the answers to what is under way are missing; nothing has come for long
-					if err := outage.begin(proxy); err != nil {
-						t.Fatal(err)
-					}
-					<-after(moment)
-					in.stopAll("at work, " + moment.String())
+				in.stopsUnanswered(func() error { return outage.begin(proxy) }, func() error { return outage.end(proxy) }, func(moment time.Duration) {
 					if moment == 0 && outage.name != "refuses" { // later they know that they have nothing left to give back
 						in.says("scheduler", "could not be told that this one leaves; nothing is lost")
 						in.says("worker", "stops before the brokers have taken all reports; nothing is lost", "could not say that its session has ended; nothing is lost", "the lease of the session is lost")
 					}
-					for _, d := range in.parts {
-						d.launch()
-					}
-					<-after(time.Second) // they wait for an answer
-					in.stopAll("starting")
-					if err := outage.end(proxy); err != nil {
-						t.Fatal(err)
-					}
-					for _, d := range in.parts {
-						d.launch()
-					}
-					for _, d := range in.parts {
-						d.up()
-					}
-					took := in.probe("after " + moment.String())
-					t.Logf("started again; an operation ended after %s", took.Round(time.Millisecond))
+				})
+			})
+		})
+	}
+}
+
+// stopsUnanswered stops all parts while nobody answers them, when they are at work and when they start, and has them work again. Stopped is
+// called when those at work have ended.
+func (in *installation) stopsUnanswered(begin, end func() error, stopped func(moment time.Duration)) {
+	t := in.t
+	t.Helper()
+	defer end()                                                  //nolint:errcheck // when the test gives up, for what waits
+	for _, moment := range []time.Duration{0, 3 * time.Second} { // the answers to what is under way are missing; nothing has come for long
+		if err := begin(); err != nil {
+			t.Fatal(err)
+		}
+		<-after(moment)
+		in.stopAll("at work, " + moment.String())
+		stopped(moment)
+		for _, d := range in.parts {
+			d.launch()
+		}
+		<-after(time.Second) // they wait for an answer
+		in.stopAll("starting")
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range in.parts {
+			d.launch()
+		}
+		for _, d := range in.parts {
+			d.up()
+		}
+		took := in.probe("after " + moment.String())
+		t.Logf("started again; an operation ended after %s", took.Round(time.Millisecond))
+	}
+}
+
+// TestStopWithoutADatabase is the same for the tables.
+func TestStopWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	for _, outage := range []struct {
+		name       string
+		begin, end func(*faultproxy.Proxy) error
+	}{
+		{
+			name:  "silent",
+			begin: func(p *faultproxy.Proxy) error { p.Stall(faultproxy.Both); return nil },
+			end:   func(p *faultproxy.Proxy) error { p.Resume(faultproxy.Both); return nil },
+		},
+		{
+			name:  "refuses",
+			begin: func(p *faultproxy.Proxy) error { p.Refuse(); p.Cut(); return nil },
+			end:   func(p *faultproxy.Proxy) error { return p.Admit() },
+		},
+	} {
+		t.Run(outage.name, func(t *testing.T) {
+			t.Parallel()
+			address, err := url.Parse(pgtest.Postgres(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			proxy, dir := proxied(t, address.Host), t.TempDir()
+			address.Host = proxy.Address()
+			in := newInstallation(t, dir)
+			in.tables, in.rate = address.String(), 150
+			broker := daemonOf(t, "broker", "serve", "--roles", "broker", "--data", dir, "--kafka", in.broker, "--log", "warn")
+			for name, roles := range map[string]string{"projector": "projector", "api": "api", "rest": "projector,api,scheduler,worker"} {
+				args := []string{"serve", "--roles", roles, "--brokers", in.broker, "--log", "warn", "--database", in.tables}
+				switch name {
+				case "api":
+					args = append(args, "--listen", strings.TrimPrefix(in.url, "http://"))
+				case "rest":
+					args = append(args, "--lease", "3s", "--listen", "127.0.0.1:0")
 				}
+				in.parts = append(in.parts, daemonOf(t, name, args...))
+			}
+			stopped := in.parts
+			in.parts = append([]*daemon{broker}, in.parts...)
+			in.start().underLoad(func(uint64) {
+				in.probe("before")
+				in.parts = stopped
+				in.stopsUnanswered(func() error { return outage.begin(proxy) }, func() error { return outage.end(proxy) }, func(time.Duration) {})
+				in.parts = append([]*daemon{broker}, stopped...)
 			})
 		})
 	}
