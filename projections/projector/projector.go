@@ -14,8 +14,8 @@
 //
 // Any number of processes may project into the same tables, where the store is a database for many. All read the whole journal, and
 // the store lets each batch in once: the projector that comes second is told so, stands by for BackoffMin, then twice as long and
-// so on up to BackoffMax, and begins again where the tables stand then. So one works and the others stand by, and take over
-// within BackoffMax when it ends. That they share the work must be said, by Config.Partitions; the counts, in which all
+// so on up to StandbyMax, and begins again where the tables stand then. So one works and the others stand by, and take over
+// within StandbyMax when it ends. That they share the work must be said, by Config.Partitions; the counts, in which all
 // partitions meet, are right either way.
 package projector
 
@@ -59,8 +59,11 @@ type Config struct {
 	// FloodPause is the wait while more than 20000 records come in a second: then most operations begin and end within a batch, and
 	// are written once instead of twice or three times. A negative one means none. Default: 600ms.
 	FloodPause time.Duration
-	// BackoffMin and BackoffMax bound the wait after a failure. Defaults: 100ms and 10s.
+	// BackoffMin and BackoffMax bound the wait after a failure: what it costs to try is little beside tables that stay behind when
+	// nothing fails any more. Defaults: 100ms and 2s.
 	BackoffMin, BackoffMax time.Duration
+	// StandbyMax bounds the wait of one that stands by, which reads what the other has written already, at least BackoffMax. Default: 10s.
+	StandbyMax time.Duration
 	// OnCommitted is called after each batch by the goroutine that projects; the batch is valid during the call only. Default: none.
 	OnCommitted func(*projections.Batch)
 	// OnMissed is called when the tables have moved by something that OnCommitted was not told of: another writer, or a commit
@@ -97,8 +100,12 @@ func (c Config) withDefaults() Config {
 		c.BackoffMin = 100 * time.Millisecond
 	}
 	if c.BackoffMax <= 0 {
-		c.BackoffMax = 10 * time.Second
+		c.BackoffMax = 2 * time.Second
 	}
+	if c.StandbyMax <= 0 {
+		c.StandbyMax = 10 * time.Second
+	}
+	c.StandbyMax = max(c.StandbyMax, c.BackoffMax)
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -168,17 +175,18 @@ var errAgain = errors.New("somebody else wrote to the tables; begin again from t
 // Run projects until ctx ends, and then returns nil. It is for one call. Failures of the store or the broker it logs and waits
 // out.
 func (p *Projector) Run(ctx context.Context) error {
-	for wait := p.config.BackoffMin; ctx.Err() == nil; wait = min(2*wait, p.config.BackoffMax) {
+	for wait := p.config.BackoffMin; ctx.Err() == nil; wait *= 2 {
 		started := time.Now()
 		err := p.session(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // to be stopped is no failure
 		}
-		if time.Since(started) > p.config.BackoffMax {
+		if time.Since(started) > p.config.StandbyMax {
 			wait = p.config.BackoffMin
 		}
 		if errors.Is(err, errAgain) {
 			// The other one does what this one would. Should it end, this one finds nobody in its way when it looks again.
+			wait = min(wait, p.config.StandbyMax)
 			p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
 			p.fails(nil)
 			if !sleep(ctx, wait) {
@@ -186,6 +194,7 @@ func (p *Projector) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		wait = min(wait, p.config.BackoffMax)
 		p.config.Log.LogAttrs(ctx, slog.LevelError, "projection is interrupted and begins again", slog.Any("err", err), slog.Duration("wait", wait))
 		p.fails(err)
 		if !sleep(ctx, wait) {

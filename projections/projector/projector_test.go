@@ -92,7 +92,7 @@ func (b *bench) request(id operation.ID) operation.Event {
 
 func (b *bench) config(store projections.Store) projector.Config {
 	return projector.Config{
-		Store: store, Topics: b.topics, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, Pause: -1, BusyPause: -1,
+		Store: store, Topics: b.topics, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, StandbyMax: 5 * time.Millisecond, Pause: -1, BusyPause: -1,
 		Client: []kgo.Opt{kgo.SeedBrokers(b.seeds...), kgo.FetchMaxWait(500 * time.Millisecond), kgo.MetadataMinAge(50 * time.Millisecond)},
 		Log:    slog.New(slog.NewTextHandler(logOf{b.t}, nil)),
 	}
