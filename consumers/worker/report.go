@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -56,8 +57,8 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 		}
 	default:
 		s.w.counters.Resent.Add(1)
-		s.w.log.Warn("report was not written and is sent again", "topic", rec.Topic, "partition", rec.Partition,
-			"operation_id", r.command.ID, "attempt", r.command.Attempt, "err", err)
+		s.w.reportsFail.warn(slog.String("topic", rec.Topic), slog.Int("partition", int(rec.Partition)),
+			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Any("err", err))
 		time.AfterFunc(resendAfter, func() {
 			if err := s.stillMayReport(); err != nil {
 				r.settle(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -336,7 +337,7 @@ func (s *session) poll(ctx context.Context) {
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
 			// The client goes on by itself; should it fail for longer, the heartbeats will, too.
-			s.w.log.Warn("inbox cannot be read for now", "topic", topic, "partition", partition, "err", err)
+			s.w.inboxFails.warn(slog.String("topic", topic), slog.Int("partition", int(partition)), slog.Any("err", err))
 		})
 		fetches.EachRecord(s.take)
 	}
@@ -742,7 +743,7 @@ func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now ti
 		if err != nil {
 			s.beatNext = time.Now().Add(min(resendAfter, s.w.beatEvery))
 			if !errors.Is(err, kgo.ErrClientClosed) {
-				s.w.log.Warn("heartbeat was not written and is sent again", "topic", rec.Topic, "session", s.id, "err", err)
+				s.w.heartbeatsFail.warn(slog.String("topic", rec.Topic), slog.String("session", string(s.id)), slog.Any("err", err))
 			}
 		} else {
 			s.w.counters.Heartbeats.Add(1)

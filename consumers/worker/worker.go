@@ -202,6 +202,8 @@ type Worker struct {
 	routes    routes
 	counters  Counters
 
+	reportsFail, heartbeatsFail, inboxFails often
+
 	detached atomic.Int64 // handlers of sessions that are over, which still run
 	current  atomic.Pointer[session]
 	started  atomic.Bool
@@ -214,6 +216,9 @@ func New(config Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: config.withDefaults()}
 	w.log = w.cfg.Logger
+	w.reportsFail = often{log: w.log, text: "a report was not written and is sent again"}
+	w.heartbeatsFail = often{log: w.log, text: "the heartbeat was not written and is sent again"}
+	w.inboxFails = often{log: w.log, text: "the inbox cannot be read for now"}
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))
 	w.host, _ = os.Hostname() // for people; empty is fine
 	w.beatEvery = min(time.Second, w.cfg.Lease/5)
