@@ -2,11 +2,11 @@ package scheduler
 
 import (
 	"fmt"
-	"sync/atomic"
-	"time"
+	"log/slog"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -54,20 +54,12 @@ func (a *actor) tell(s *operation.State, item bool) {
 	a.s.out.Produce(a.s.ctx, rec, a.s.told)
 }
 
-// toldEvery is the least time between two complaints that workers are not told what to do.
-const toldEvery = 10 * time.Second
-
 // hearTold makes told. What is lost for a reason that lasts is offered again in vain, and nobody else would say so.
 func (s *Scheduler) hearTold() func(*kgo.Record, error) {
-	var last atomic.Int64
-	began := time.Now()
+	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt")
 	return func(rec *kgo.Record, err error) {
-		if err == nil || s.ctx.Err() != nil {
-			return
-		}
-		now := int64(time.Since(began)) + 1
-		if before := last.Load(); (before == 0 || now-before >= int64(toldEvery)) && last.CompareAndSwap(before, now) {
-			s.log.Warn("a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic", rec.Topic, "partition", rec.Partition, "err", err)
+		if err != nil && s.ctx.Err() == nil {
+			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", err))
 		}
 	}
 }

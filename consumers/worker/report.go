@@ -57,7 +57,7 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 		}
 	default:
 		s.w.counters.Resent.Add(1)
-		s.w.reportsFail.warn(slog.String("topic", rec.Topic), slog.Int("partition", int(rec.Partition)),
+		s.w.reportsFail.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)),
 			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Any("err", err))
 		time.AfterFunc(resendAfter, func() {
 			if err := s.stillMayReport(); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -202,7 +203,7 @@ type Worker struct {
 	routes    routes
 	counters  Counters
 
-	reportsFail, heartbeatsFail, inboxFails often
+	reportsFail, heartbeatsFail, inboxFails *oftenlog.Warner
 
 	detached atomic.Int64 // handlers of sessions that are over, which still run
 	current  atomic.Pointer[session]
@@ -216,9 +217,9 @@ func New(config Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: config.withDefaults()}
 	w.log = w.cfg.Logger
-	w.reportsFail = often{log: w.log, text: "a report was not written and is sent again"}
-	w.heartbeatsFail = often{log: w.log, text: "the heartbeat was not written and is sent again"}
-	w.inboxFails = often{log: w.log, text: "the inbox cannot be read for now"}
+	w.reportsFail = oftenlog.New(w.log, "a report was not written and is sent again")
+	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again")
+	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now")
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))
 	w.host, _ = os.Hostname() // for people; empty is fine
 	w.beatEvery = min(time.Second, w.cfg.Lease/5)
