@@ -148,6 +148,8 @@ type installation struct {
 	topics  schemas.Topics
 	url     string
 	tables  string
+	secured string    // where to read how to connect to brokers that do not let everybody in; "" for others
+	opts    []kgo.Opt // the same for a client of the test
 	parts   []*daemon
 	crm     *producers.Client
 	api     *api.Client
@@ -248,7 +250,7 @@ func (in *installation) start() *installation {
 func (in *installation) brokers() []string { return strings.Split(in.broker, ",") }
 
 func (in *installation) client() []kgo.Opt {
-	return (&serviceConfig{brokers: in.brokers()}).clientOptions()
+	return append((&serviceConfig{brokers: in.brokers()}).clientOptions(), in.opts...)
 }
 
 func (in *installation) journal() projector.Journal {
@@ -550,6 +552,9 @@ func (in *installation) judge() {
 	verify := exec.CommandContext(t.Context(), must(program()), "verify", "--brokers", in.broker, "--database", in.tables)
 	if in.topics.Prefix != "" {
 		verify.Args = append(verify.Args, "--topic-prefix", in.topics.Prefix)
+	}
+	if in.secured != "" {
+		verify.Args = append(verify.Args, "--config", in.secured)
 	}
 	if out, err := verify.CombinedOutput(); err != nil {
 		t.Errorf("opstream verify: %v\n%s", err, out)

@@ -70,6 +70,10 @@ func TestKafkaSecured(t *testing.T) {
 		t.Parallel()
 		everyRightIsNeeded(t, kafka)
 	})
+	t.Run("rights come and go", func(t *testing.T) {
+		t.Parallel()
+		rightsComeAndGo(t, kafka)
+	})
 }
 
 // mechanism is one way to prove to the brokers who one is.
@@ -527,15 +531,15 @@ func (l *lacking) missed(text string) bool {
 	return false
 }
 
-// misses waits until the log says that the right is missing.
-func (l *lacking) misses(log *watched, ended <-chan struct{}) {
+// misses waits until the log says, after so many bytes, that the right is missing.
+func (l *lacking) misses(log *watched, from int, ended <-chan struct{}) {
 	l.Helper()
 	began, late := time.Now(), time.After(20*time.Second)
-	for !l.missed(log.String()) {
+	for !l.missed(log.String()[from:]) {
 		select {
 		case <-log.news:
 		case <-ended:
-			if !l.missed(log.String()) {
+			if !l.missed(log.String()[from:]) {
 				l.Fatalf("expected it to say that it may not %s %s %s, but it ended with\n%s", l.grant.Operation, l.grant.Resource, l.grant.Name, log)
 			}
 			return
@@ -550,7 +554,7 @@ func (l *lacking) misses(log *watched, ended <-chan struct{}) {
 func (l *lacking) process(args ...string) *daemon {
 	d := daemonOf(l, l.user, append(args, "--log", "warn", "--config", l.config())...)
 	d.launch()
-	l.misses(d.log, d.done)
+	l.misses(d.log, 0, d.done)
 	return d
 }
 
@@ -567,7 +571,7 @@ func (l *lacking) api(bare bool) {
 	d := daemonOf(l, l.user, "serve", "--roles", "projector,api", "--log", "warn", "--listen", listen, "--config", l.config())
 	d.launch()
 	if bare || l.grant.Operation == "Read" {
-		l.misses(d.log, d.done)
+		l.misses(d.log, 0, d.done)
 		return
 	}
 	d.up()
@@ -580,7 +584,7 @@ func (l *lacking) api(bare bool) {
 	if resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable {
 		l.Errorf("expected the API to refuse, but got %s", resp.Status)
 	}
-	l.misses(d.log, d.done)
+	l.misses(d.log, 0, d.done)
 }
 
 func (l *lacking) requester() {
@@ -696,6 +700,6 @@ func (l *lacking) scheduler() {
 		end()
 	}
 	ended, end := begin()
-	l.misses(log, ended)
+	l.misses(log, 0, ended)
 	end()
 }

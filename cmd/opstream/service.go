@@ -239,7 +239,7 @@ const answersLimit = 2 * time.Second
 
 func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	var err error
-	s.answers, err = answers.New(ctx, answers.Config{Brokers: s.cfg.brokers, Topics: s.cfg.topics, Options: client})
+	s.answers, err = answers.New(ctx, answers.Config{Brokers: s.cfg.brokers, Topics: s.cfg.topics, Options: client, Log: s.cfg.log})
 	if err != nil {
 		return err
 	}
@@ -355,6 +355,11 @@ func (s *service) ready(ctx context.Context) error {
 	}
 	if err := s.reach.err(); err != nil {
 		return err
+	}
+	if s.answers != nil {
+		if err := s.answers.Denied(); err != nil {
+			return fmt.Errorf("answers to commands are not heard: %w", err)
+		}
 	}
 	// Heartbeats that are on the log are what schedulers know a worker by.
 	if s.worker != nil && s.worker.Counters().Heartbeats.Load() == 0 {

@@ -12,6 +12,9 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/opstream/opstream/internal/kafkaclient"
+	"github.com/opstream/opstream/internal/oftenlog"
 )
 
 const (
@@ -134,6 +137,7 @@ func (s *subscription) run(ctx context.Context) {
 }
 
 func (s *subscription) poll(ctx context.Context) {
+	faults := oftenlog.New(s.config.Logger, "reading failed, the client tries again")
 	for {
 		fetches := s.client.PollFetches(ctx)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
@@ -141,8 +145,7 @@ func (s *subscription) poll(ctx context.Context) {
 			return
 		}
 		fetches.EachError(func(_ string, partition int32, err error) { // without a topic if the whole group has the error
-			s.config.Logger.LogAttrs(ctx, slog.LevelWarn, "reading failed, the client tries again",
-				slog.String("topic", s.topic), slog.Int("partition", int(partition)), slog.Any("err", err))
+			faults.Warn(s.topic, slog.Int("partition", int(partition)), slog.Any("err", err))
 		})
 		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
 			if len(f.Records) > 0 {
@@ -152,6 +155,7 @@ func (s *subscription) poll(ctx context.Context) {
 		// Partitions can be revoked only here, never between the poll and the push: so nothing is pushed to a partition that
 		// was given up.
 		s.client.AllowRebalance()
+		kafkaclient.Pace(ctx, fetches)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/internal/kafkaclient"
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -30,6 +31,7 @@ type heard struct {
 type fetcher struct {
 	cfg    Config
 	log    *slog.Logger
+	faults *oftenlog.Warner
 	client *kafkaclient.Client // inputs
 	pulse  *kafkaclient.Client // heartbeats
 	admin  *kadm.Client
@@ -77,7 +79,7 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 		return nil, err
 	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Logger, client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
+		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
 	}, nil
 }
@@ -107,8 +109,9 @@ func (f *fetcher) run(ctx context.Context) {
 		}
 		f.settleAudits()
 		fetches := f.client.PollRecords(poll, 20_000)
-		cancel()
 		f.complain(fetches)
+		kafkaclient.Pace(poll, fetches)
+		cancel()
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if len(p.Records) == 0 {
 				return
@@ -128,6 +131,7 @@ func (f *fetcher) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		fetches := f.pulse.PollFetches(ctx)
 		f.complain(fetches)
+		kafkaclient.Pace(ctx, fetches)
 		records, now := fetches.Records(), f.ticks.now()
 		if len(records) > 0 {
 			f.do(func() { f.beats(records, now) })
@@ -138,7 +142,7 @@ func (f *fetcher) listen(ctx context.Context) {
 func (f *fetcher) complain(fetches kgo.Fetches) {
 	for _, err := range fetches.Errors() {
 		if !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, kgo.ErrClientClosed) {
-			f.log.Warn("inputs cannot be fetched", "topic", err.Topic, "partition", err.Partition, "err", err.Err)
+			f.faults.Warn(err.Topic, slog.Int("partition", int(err.Partition)), slog.Any("err", err.Err))
 		}
 	}
 }

@@ -57,3 +57,20 @@ func (c *Client) CloseAllowingRebalance() {
 	c.AllowRebalance()
 	c.Close()
 }
+
+// pace is the least time between two polls that bring nothing but errors.
+const pace = 100 * time.Millisecond
+
+// Pace waits for a moment after a poll that has brought nothing but errors, or until ctx ends. A client keeps asking for what it may
+// not read, at the pace of the broker's answers, and hands on every refusal: who only polls again is busy with nothing else.
+func Pace(ctx context.Context, fetches kgo.Fetches) {
+	if fetches.NumRecords() > 0 || len(fetches.Errors()) == 0 {
+		return
+	}
+	timer := time.NewTimer(pace)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -15,6 +15,7 @@ var memoryOnly = map[string]string{
 
 	// producers/answers
 	"TestDroppedConnectionsLoseNothing": "makes the broker drop connections",
+	"TestRightThatComesBack":            "TestKafkaSecured takes rights away from the real one",
 	"BenchmarkDo":                       "measures the client",
 	"BenchmarkBegin":                    "measures the client",
 	"BenchmarkTail":                     "measures the client",

@@ -192,7 +192,7 @@ func describeACLs(ctx context.Context, client *kgo.Client) (*kmsg.DescribeACLsRe
 
 // granted says whether there is a grant to the letter: one that covers more may be taken away for other reasons.
 func granted(resp *kmsg.DescribeACLsResponse, g Grant) bool {
-	want := g.creation()
+	want := g.Creation()
 	for _, res := range resp.Resources {
 		if res.ResourceType != want.ResourceType || res.ResourceName != want.ResourceName || res.ResourcePatternType != want.ResourcePatternType {
 			continue
@@ -246,7 +246,7 @@ func GrantAll(ctx context.Context, client *kgo.Client, grants []Grant) error {
 	}
 	req := kmsg.NewPtrCreateACLsRequest()
 	for _, g := range grants {
-		req.Creations = append(req.Creations, g.creation())
+		req.Creations = append(req.Creations, g.Creation())
 	}
 	resp, err := req.RequestWith(ctx, client)
 	if err != nil {
@@ -312,7 +312,7 @@ func operationName(op kmsg.ACLOperation) string {
 	return op.String()
 }
 
-func (g Grant) creation() kmsg.CreateACLsRequestCreation {
+func (g Grant) Creation() kmsg.CreateACLsRequestCreation {
 	c := kmsg.NewCreateACLsRequestCreation()
 	switch g.Resource {
 	case resourceTopic:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/internal/kafkaclient"
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/producers"
 	"github.com/opstream/opstream/producers/command"
 	"github.com/opstream/opstream/schemas"
@@ -27,6 +30,8 @@ type Config struct {
 	LagMax      time.Duration // a partition whose oldest command has waited longer takes no more; default 2 s
 
 	Options []kgo.Opt // more options of the Kafka clients, e.g. TLS and SASL; default none
+
+	Log *slog.Logger // default slog.Default()
 }
 
 func (c Config) withDefaults() Config {
@@ -38,6 +43,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.LagMax == 0 {
 		c.LagMax = 2 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
 	}
 	return c
 }
@@ -68,6 +76,24 @@ type Client struct {
 	partitions []*partition
 	slots      chan struct{}
 	feed       feed
+	denied     atomic.Pointer[denial] // the last that the broker made of the reader; nil for none
+}
+
+// denial is an error that lasts until somebody gives a right back.
+type denial struct {
+	at  time.Time
+	err error
+}
+
+// deniedFor is how long a denial is taken to last when nothing more is heard of it. While it does, it is repeated with every fetch.
+const deniedFor = 10 * time.Second
+
+// Denied says why the journal cannot be read at present; nil when it can.
+func (c *Client) Denied() error {
+	if r := c.denied.Load(); r != nil && time.Since(r.at) < deniedFor {
+		return r.err
+	}
+	return nil
 }
 
 // It is a pipeline for package command.
@@ -169,7 +195,7 @@ func (c *Client) begin(ctx context.Context) error {
 }
 
 // Run reads the journal until ctx ends, which is no error. Commands that are under way then end as [Unheard], and later ones
-// are refused: stop those who give commands first.
+// are refused: stop those who give commands first. A right that is missing is waited for, see [Client.Denied].
 func (c *Client) Run(ctx context.Context) error {
 	err := c.read(ctx)
 	ended := fmt.Errorf("%w: this process has stopped reading the journal; send the command to another one", command.ErrUnavailable)
@@ -181,6 +207,7 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 func (c *Client) read(ctx context.Context) error {
+	denied := oftenlog.New(c.cfg.Log, "the brokers do not let this process read the journal; answers to commands are not heard until they do")
 	for {
 		fetches := c.reader.PollFetches(ctx)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
@@ -188,6 +215,11 @@ func (c *Client) read(ctx context.Context) error {
 		}
 		var err error
 		fetches.EachError(func(_ string, partition int32, fault error) {
+			if errors.Is(fault, kerr.TopicAuthorizationFailed) || errors.Is(fault, kerr.ClusterAuthorizationFailed) {
+				denied.Warn(c.journal, slog.Int("partition", int(partition)), slog.Any("err", fault))
+				c.denied.Store(&denial{time.Now(), fmt.Errorf("read %s: %w", c.journal, fault)})
+				return
+			}
 			err = errors.Join(err, fmt.Errorf("read %s, partition %d; start this process again when the cause is gone: %w", c.journal, partition, fault))
 		})
 		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
@@ -198,6 +230,7 @@ func (c *Client) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		kafkaclient.Pace(ctx, fetches)
 	}
 }
 

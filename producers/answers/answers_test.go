@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -478,5 +481,72 @@ func TestDroppedConnectionsLoseNothing(t *testing.T) {
 	all.Wait()
 	if drops.Load() < 4 {
 		t.Errorf("expected some connections to be dropped, but there were %d requests", drops.Load())
+	}
+}
+
+// A right that is taken away and given back: meanwhile no answer is heard, and the reader says why; afterwards it goes on where it was.
+func TestRightThatComesBack(t *testing.T) {
+	b := kafkatest.Memory(t)
+	w := newWorld(t, b)
+	w.run()
+	c, _ := w.open(Config{Log: slog.New(slog.DiscardHandler)})
+	ask := func(id string) <-chan error {
+		heard := make(chan error, 1)
+		go func() {
+			cmd, key := submit(id)
+			a, err := c.Do(within(t, 30*time.Second), cmd, key)
+			if err == nil && a.Place != w.place(cmd.ID) {
+				err = fmt.Errorf("expected the answer at %d, but got %+v", w.place(cmd.ID), a)
+			}
+			heard <- err
+		}()
+		return heard
+	}
+	if err := <-ask("before"); err != nil {
+		t.Fatal(err)
+	}
+	topics, err := kadm.NewClient(kafkatest.Client(t, b.Seeds)).ListTopics(t.Context(), w.topics.Journal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := topics[w.topics.Journal()].ID
+	var denying atomic.Bool
+	denials := make(chan struct{}, 1000)
+	denying.Store(true)
+	b.Fake.ControlKey(int16(kmsg.Fetch), func(asked kmsg.Request) (kmsg.Response, error, bool) {
+		b.Fake.KeepControl()
+		req := asked.(*kmsg.FetchRequest)
+		if !denying.Load() || len(req.Topics) != 1 || req.Topics[0].TopicID != [16]byte(journal) {
+			return nil, nil, false
+		}
+		resp := req.ResponseKind().(*kmsg.FetchResponse)
+		topic := kmsg.NewFetchResponseTopic()
+		topic.TopicID = journal
+		for _, p := range req.Topics[0].Partitions {
+			part := kmsg.NewFetchResponseTopicPartition()
+			part.Partition, part.ErrorCode = p.Partition, kerr.TopicAuthorizationFailed.Code
+			topic.Partitions = append(topic.Partitions, part)
+		}
+		resp.Topics = append(resp.Topics, topic)
+		denials <- struct{}{}
+		return resp, nil, true
+	})
+	began := time.Now()
+	waiting := ask("meanwhile")
+	for range 5 {
+		<-denials
+	}
+	if took := time.Since(began); took < 200*time.Millisecond {
+		t.Errorf("expected the reader to take its time when it is denied, but it asked five times in %s", took)
+	}
+	if err := c.Denied(); !errors.Is(err, kerr.TopicAuthorizationFailed) || !strings.Contains(err.Error(), w.topics.Journal()) {
+		t.Errorf("expected to hear what is denied, but got: %v", err)
+	}
+	denying.Store(false)
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	if err := <-ask("afterwards"); err != nil {
+		t.Error(err)
 	}
 }

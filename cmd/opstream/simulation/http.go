@@ -75,7 +75,7 @@ func (w *world) node(i int) func(context.Context, *life) error {
 		status := func(context.Context) api.Status { return api.Status{Ready: true} }
 		q := query.New(query.Config{Store: w.stores[i], Progress: progress{query.Projected{Projector: p}}, Feed: feed, Status: status})
 		begin, stop := context.WithTimeout(ctx, 10*time.Second)
-		a, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: w.options(l.host)})
+		a, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: w.options(l.host), Log: log})
 		stop()
 		if err != nil {
 			return err

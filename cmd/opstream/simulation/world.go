@@ -409,7 +409,7 @@ type voice struct {
 func (w *world) client(ctx context.Context, l *life) error {
 	begin, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
-	a, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: w.options(l.host)})
+	a, err := answers.New(begin, answers.Config{Brokers: []string{address}, Topics: w.topics, Options: w.options(l.host), Log: w.log(l)})
 	if err != nil {
 		return err
 	}
