@@ -312,6 +312,7 @@ func operationName(op kmsg.ACLOperation) string {
 	return op.String()
 }
 
+// Creation is the grant as the protocol has it.
 func (g Grant) Creation() kmsg.CreateACLsRequestCreation {
 	c := kmsg.NewCreateACLsRequestCreation()
 	switch g.Resource {
