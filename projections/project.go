@@ -304,7 +304,7 @@ func (p *Projector) collect() {
 			continue
 		}
 		b.Changes = append(b.Changes, Change{
-			Row: &t.row, New: t.isNew, Written: t.written, Request: t.request, First: t.first, History: t.history,
+			Row: &t.row, New: t.isNew, Was: t.was.status, Written: t.written, Request: t.request, First: t.first, History: t.history,
 		})
 	}
 	for k, n := range p.counts {

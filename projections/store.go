@@ -189,11 +189,12 @@ type Visitor struct {
 // Change is what a batch does to one operation.
 type Change struct {
 	Row     *Row
-	New     bool            // the operation begins in this batch
-	Written bool            // the row changed; else only the history grew
-	Request []byte          // the request, when it is new or was corrected; nil when the store has it already
-	First   operation.Place // of the first event of this batch
-	History []byte          // the events of this batch, as AppendHistory writes them
+	New     bool             // the operation begins in this batch
+	Was     operation.Status // before this batch; absent for one that is New
+	Written bool             // the row changed; else only the history grew
+	Request []byte           // the request, when it is new or was corrected; nil when the store has it already
+	First   operation.Place  // of the first event of this batch
+	History []byte           // the events of this batch, as AppendHistory writes them
 }
 
 // Step moves one partition's position.

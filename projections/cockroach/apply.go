@@ -22,6 +22,9 @@ const (
 // unsureTries is how often a batch is tried of which it is not known whether it was written.
 const unsureTries = 8
 
+// errUnlisted says that an older version has written since the statuses were last listed.
+var errUnlisted = errors.New("the tables were written by a version that does not list statuses")
+
 // errRaced says that a position moved between its lock and its update: the row was not there yet when it was to be locked, and
 // somebody else made it.
 var errRaced = errors.New("the positions moved while they were being locked")
@@ -36,7 +39,7 @@ func (s *Store) Apply(ctx context.Context, batch *projections.Batch) error {
 		return err
 	}
 	w := newWriting(batch, f.buckets)
-	unsure := false
+	unsure, listed := false, false
 	for n := 0; ; n++ {
 		there := false
 		err := s.within(ctx, &s.writes, func(ctx context.Context) error {
@@ -59,6 +62,12 @@ func (s *Store) Apply(ctx context.Context, batch *projections.Batch) error {
 				return err
 			}
 		case errors.Is(err, errRaced):
+		case !listed && (errors.Is(err, errUnlisted) || code(err) == codeDuplicate):
+			// What is there already may be a status that was listed wrongly.
+			listed = true
+			if err := s.listStatuses(ctx, f); err != nil {
+				return err
+			}
 		case unsure && !definite(err):
 			// The database is away; it is still open what became of the first try.
 		default:
@@ -99,6 +108,7 @@ func newWriting(batch *projections.Batch, buckets int) *writing {
 	w.positions()
 	w.deletes(batch.Deleted, buckets)
 	w.changes(batch.Changes, buckets)
+	w.statuses(batch.Changes, buckets)
 	w.rejections(batch.Rejections, buckets)
 	shard := int64(-1) // nobody's
 	if len(w.steps) > 0 {
@@ -115,7 +125,7 @@ func (w *writing) add(expect expectation, query string, args ...any) {
 
 var anyNumber = expectation{rows: -1}
 
-const lockPositions = "SELECT partition, next, chain FROM positions WHERE partition = ANY($1::bigint[]) ORDER BY partition FOR UPDATE"
+const lockPositions = "SELECT partition, next, chain, coalesce(listed, -1) FROM positions WHERE partition = ANY($1::bigint[]) ORDER BY partition FOR UPDATE"
 
 // run writes the batch, unless it finds that an earlier try has, which it looks for when it is unsure.
 func (w *writing) run(ctx context.Context, tx pgx.Tx, unsure bool) (there bool, err error) {
@@ -132,7 +142,7 @@ func (w *writing) run(ctx context.Context, tx pgx.Tx, unsure bool) (there bool, 
 		there = true
 		for _, step := range w.steps {
 			h := have[step.To.Partition]
-			there = there && h.Next == step.To.Next && bytes.Equal(h.Chain, step.To.Chain)
+			there = there && h.next == step.To.Next && bytes.Equal(h.chain, step.To.Chain)
 		}
 		if there {
 			return true, nil
@@ -181,27 +191,38 @@ func (w *writing) read(results pgx.BatchResults) error {
 	return nil
 }
 
-func scanLocked(rows pgx.Rows, err error) (map[int32]projections.Position, error) {
+// locked is a position that nobody else can move.
+type locked struct {
+	next, listed int64
+	chain        []byte
+}
+
+func scanLocked(rows pgx.Rows, err error) (map[int32]locked, error) {
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	have := map[int32]projections.Position{}
+	have := map[int32]locked{}
 	for rows.Next() {
-		var p projections.Position
-		if err := rows.Scan(&p.Partition, &p.Next, &p.Chain); err != nil {
+		var partition int32
+		var l locked
+		if err := rows.Scan(&partition, &l.next, &l.chain, &l.listed); err != nil {
 			return nil, err
 		}
-		have[p.Partition] = p
+		have[partition] = l
 	}
 	return have, rows.Err()
 }
 
 // check compares the positions with where the batch begins.
-func (w *writing) check(have map[int32]projections.Position) error {
+func (w *writing) check(have map[int32]locked) error {
 	for _, step := range w.steps {
-		if next := have[step.To.Partition].Next; next != step.From {
-			return &projections.PositionError{Partition: step.To.Partition, Have: next, Want: step.From}
+		h, known := have[step.To.Partition]
+		if h.next != step.From {
+			return &projections.PositionError{Partition: step.To.Partition, Have: h.next, Want: step.From}
+		}
+		if known && h.listed != h.next {
+			return errUnlisted
 		}
 	}
 	return nil
@@ -225,12 +246,13 @@ func (w *writing) positions() {
 	}
 	if n := len(begun.partition); n > 0 {
 		w.add(expectation{int64(n), errRaced},
-			"INSERT INTO positions (partition, next, at, chain) SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[]) ON CONFLICT (partition) DO NOTHING",
+			`INSERT INTO positions (partition, next, at, chain, listed) SELECT u.partition, u.next, u.at, u.chain, u.next
+			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[]) AS u (partition, next, at, chain) ON CONFLICT (partition) DO NOTHING`,
 			begun.partition, begun.next, begun.at, begun.chain)
 	}
 	if n := len(moved.partition); n > 0 {
 		w.add(expectation{int64(n), errRaced},
-			`UPDATE positions SET next = u.next, at = u.at, chain = u.chain
+			`UPDATE positions SET next = u.next, at = u.at, chain = u.chain, listed = u.next
 			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[]) AS u (partition, was, next, at, chain)
 			WHERE positions.partition = u.partition AND positions.next = u.was`,
 			moved.partition, moved.from, moved.next, moved.at, moved.chain)
@@ -243,6 +265,8 @@ func (w *writing) deletes(keys []projections.Key, buckets int) {
 		for i, key := range part {
 			b[i], k[i] = bucketOf(key, buckets), int64(key)
 		}
+		w.add(anyNumber, `DELETE FROM operation_statuses AS s USING operations AS o, unnest($1::smallint[], $2::bigint[]) AS u (bucket, key)
+			WHERE o.bucket = u.bucket AND o.key = u.key AND s.status = o.status AND s.bucket = o.bucket AND s.created = o.created AND s.key = o.key`, b, k)
 		for _, table := range []string{"operation_events", "operations"} {
 			w.add(anyNumber, "DELETE FROM "+table+" USING unnest($1::smallint[], $2::bigint[]) AS u (bucket, key) WHERE "+
 				table+".bucket = u.bucket AND "+table+".key = u.key", b, k)
@@ -286,6 +310,68 @@ func (w *writing) flush(o *operations) {
 		w.add(expectation{int64(len(o.key)), errMissing}, updateOperations, o.bucket, o.status, o.wait, o.key, o.org, o.kind, o.modified, o.token, o.correlation, o.state, o.request)
 	}
 	*o = operations{insert: o.insert}
+}
+
+// statuses are rows of operation_statuses as columns.
+type statuses struct {
+	status, bucket []int16
+	created, key   []int64
+}
+
+func (s *statuses) add(status operation.Status, row *projections.Row, buckets int) {
+	if status == operation.StatusAbsent || status == operation.StatusSucceeded {
+		return
+	}
+	key := row.Key()
+	s.status, s.bucket = append(s.status, int16(status)), append(s.bucket, bucketOf(key, buckets))
+	s.created, s.key = append(s.created, int64(row.CreatedAt)), append(s.key, int64(key))
+}
+
+// write adds a statement for each maxRows of them.
+func (s *statuses) write(w *writing, query string) {
+	for from := 0; from < len(s.key); from += maxRows {
+		to := min(from+maxRows, len(s.key))
+		w.add(anyNumber, query, s.status[from:to], s.bucket[from:to], s.created[from:to], s.key[from:to])
+	}
+}
+
+const unnestStatuses = "unnest($1::smallint[], $2::smallint[], $3::bigint[], $4::bigint[])"
+
+// statuses moves operations from one status to another.
+func (w *writing) statuses(changes []projections.Change, buckets int) {
+	var left, entered statuses
+	for i := range changes {
+		if c := &changes[i]; c.Written && c.Was != c.Row.Status {
+			left.add(c.Was, c.Row, buckets)
+			entered.add(c.Row.Status, c.Row, buckets)
+		}
+	}
+	left.write(w, "DELETE FROM operation_statuses AS s USING "+unnestStatuses+` AS u (status, bucket, created, key)
+		WHERE s.status = u.status AND s.bucket = u.bucket AND s.created = u.created AND s.key = u.key`)
+	entered.write(w, "INSERT INTO operation_statuses (status, bucket, created, key) SELECT * FROM "+unnestStatuses)
+}
+
+// listStatuses fills operation_statuses from the operations. Others wait meanwhile.
+func (s *Store) listStatuses(ctx context.Context, f *found) error {
+	ctx, cancel := context.WithTimeout(ctx, makeTime)
+	defer cancel()
+	err := f.transact(ctx, s, func(tx pgx.Tx) error {
+		for _, statement := range []string{
+			"SELECT partition FROM positions ORDER BY partition FOR UPDATE",
+			"DELETE FROM operation_statuses",
+			fmt.Sprintf("INSERT INTO operation_statuses (status, bucket, created, key) SELECT status, bucket, created, key FROM operations WHERE status <> %d", operation.StatusSucceeded),
+			"UPDATE positions SET listed = next",
+		} {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list the statuses of all operations: %w", err)
+	}
+	return nil
 }
 
 func (w *writing) changes(changes []projections.Change, buckets int) {

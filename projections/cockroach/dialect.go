@@ -18,6 +18,11 @@ type dialect struct {
 	name string
 	// buckets over which new tables spread what only grows, see the package.
 	buckets int
+	// settings are those of the tables, made by whoever uses them; they are there already but for the first time. PostgreSQL writes the new
+	// version of a row beside the old one, without touching any index, if there is room on the page. What is written in one batch
+	// is changed in a later one as a whole, so there must be room for everything once more; what is old is cleared away as the
+	// page is used, so it is only once.
+	settings string
 	// snapshot begins, in a transaction that has just begun, to read everything as it was at one moment. In PostgreSQL that is
 	// what REPEATABLE READ is. In CockroachDB a long read may run into what others have just written, at times that it cannot
 	// order with its own, and would have to begin again, which it cannot when half of it has been shown; a read of the past
@@ -34,8 +39,14 @@ func dialectOf(version string) dialect {
 	if strings.HasPrefix(version, "CockroachDB") {
 		return dialect{name: "CockroachDB", buckets: 8, snapshot: "SET TRANSACTION AS OF SYSTEM TIME '-1us'", transact: transactCockroach}
 	}
-	return dialect{name: "PostgreSQL", buckets: 1, transact: transactPostgres}
+	return dialect{name: "PostgreSQL", buckets: 1, settings: roomInPages, transact: transactPostgres}
 }
+
+const roomInPages = `DO $$ BEGIN
+	IF NOT EXISTS (SELECT 1 FROM pg_class WHERE oid = 'operations'::regclass AND 'fillfactor=50' = ANY(reloptions)) THEN
+		ALTER TABLE operations SET (fillfactor = 50);
+	END IF;
+END $$`
 
 // transactCockroach leaves the retries to CockroachDB's own package. To release its savepoint is to commit.
 func transactCockroach(ctx context.Context, s *Store, run func(pgx.Tx) error) error {
@@ -118,6 +129,7 @@ const (
 	codeUnknown       = "40003" // statement_completion_unknown: CockroachDB's word for an ambiguous commit
 	codeDeadlock      = "40P01"
 	codeNoTable       = "42P01"
+	codeDuplicate     = "23505"
 )
 
 // code returns the SQLSTATE of what the server has said, "" for anything else.

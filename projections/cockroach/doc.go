@@ -16,6 +16,14 @@
 // in PostgreSQL, where an index that grows at its end is the cheapest that there is. A list walks along an index in all
 // buckets at once and merges. Positions alone are a few rows in one place: there is one for a partition, written once a batch.
 //
+// # Rows that change
+//
+// An operation is written at its request and when it has ended, at least. In PostgreSQL a new version of a row is a new entry in every
+// index, unless no indexed column has changed and there is room on its page. So what changes is in no index of the operations: statuses
+// have a table of their own, which is short, because nearly all have succeeded, and these it leaves out. That halved what PostgreSQL spends on
+// an operation. Positions say up to where that table was kept: a version from before it, which may write during a rolling change, does
+// not. Lists then go another way, and the next batch of this version makes it anew.
+//
 // # A batch
 //
 // A batch is one transaction of a few statements, however many operations it has: rows travel in arrays, and all

@@ -121,12 +121,14 @@ func merged[T any](buckets int, key func(*T) int64, read func(bucket int16, beyo
 type dumped struct {
 	columns
 	state, history, request []byte
+	listed                  bool // in operation_statuses, as is due to all but those that have succeeded
 }
 
 func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.Visitor) error {
 	read := func(bucket int16, beyond int64) ([]dumped, error) {
-		rows, err := tx.Query(ctx, `SELECT key, org, type, status, wait, created, modified, id_hash, coalesce(token, 0), coalesce(correlation, 0), state, history, request
-			FROM operations WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3`, bucket, beyond, dumpRows)
+		rows, err := tx.Query(ctx, `SELECT key, org, type, status, wait, created, modified, id_hash, coalesce(token, 0), coalesce(correlation, 0), state, history, request,
+			EXISTS (SELECT 1 FROM operation_statuses s WHERE s.status = o.status AND s.bucket = o.bucket AND s.created = o.created AND s.key = o.key)
+			FROM operations o WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3`, bucket, beyond, dumpRows)
 		if err != nil {
 			return nil, err
 		}
@@ -136,7 +138,7 @@ func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.V
 			d := dumped{columns: columns{bucket: bucket}}
 			var status, wait int16
 			var key, created, modified int64
-			if err := rows.Scan(&key, &d.org, &d.kind, &status, &wait, &created, &modified, &d.id, &d.token, &d.correlation, &d.state, &d.history, &d.request); err != nil {
+			if err := rows.Scan(&key, &d.org, &d.kind, &status, &wait, &created, &modified, &d.id, &d.token, &d.correlation, &d.state, &d.history, &d.request, &d.listed); err != nil {
 				return nil, err
 			}
 			d.key, d.status, d.wait = projections.Key(key), operation.Status(status), operation.Wait(wait)
@@ -148,6 +150,13 @@ func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.V
 		}
 		return out, addLater(ctx, tx, bucket, out)
 	}
+	listed := false
+	if v.Fault != nil {
+		if err := tx.QueryRow(ctx, statusesListed).Scan(&listed); err != nil {
+			return err
+		}
+	}
+	due := int64(0) // in operation_statuses
 	show := func(d *dumped) error {
 		row := projections.Row{Partition: d.key.Partition()}
 		if err := projections.DecodeState(d.state, &row.State); err != nil {
@@ -159,6 +168,14 @@ func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.V
 				return err
 			}
 		}
+		if d.status != operation.StatusSucceeded {
+			due++
+		}
+		if listed && d.listed != (d.status != operation.StatusSucceeded) {
+			if err := v.Fault(d.key, fmt.Sprintf("it is %s, and listed by status: %t", d.status, d.listed)); err != nil {
+				return err
+			}
+		}
 		return v.Operation(&row, d.history)
 	}
 	if err := merged(buckets, func(d *dumped) int64 { return int64(d.key) }, read, show); err != nil {
@@ -166,6 +183,17 @@ func dumpOperations(ctx context.Context, tx pgx.Tx, buckets int, v projections.V
 	}
 	if v.Fault == nil {
 		return nil
+	}
+	if listed {
+		var have int64
+		if err := tx.QueryRow(ctx, "SELECT count(*) FROM operation_statuses").Scan(&have); err != nil {
+			return err
+		}
+		if have != due {
+			if err := v.Fault(0, fmt.Sprintf("%d operations are listed by status, but %d should be", have, due)); err != nil {
+				return err
+			}
+		}
 	}
 	rows, err := tx.Query(ctx, `SELECT DISTINCT e.key FROM operation_events e WHERE NOT EXISTS
 		(SELECT 1 FROM operations o WHERE o.bucket = e.bucket AND o.key = e.key) LIMIT 1000`)

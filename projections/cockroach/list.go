@@ -157,8 +157,11 @@ func (w *walk) alongStatus() {
 	for i, s := range w.statuses {
 		values[i] = int64(s)
 	}
-	w.along("status", fmt.Sprintf(" AND status <> %d", operation.StatusSucceeded), values...)
+	w.along("status", "", values...)
 }
+
+// statusesListed asks whether operation_statuses is up to date.
+const statusesListed = "SELECT NOT EXISTS (SELECT 1 FROM positions WHERE listed IS DISTINCT FROM next)"
 
 // choose takes the index along which the fewest rows lie; where there is a choice, the counts tell.
 func (s *Store) choose(ctx context.Context, w *walk) error {
@@ -173,6 +176,12 @@ func (s *Store) choose(ctx context.Context, w *walk) error {
 	}
 	byKind := len(w.kinds) > 0 && len(w.kinds)*w.buckets <= maxBranches
 	byStatus := len(w.statuses) > 0 && !slices.Contains(w.statuses, int16(operation.StatusSucceeded))
+	if byStatus {
+		// Where an older version has written last, until this one writes.
+		if err := s.pool.QueryRow(ctx, statusesListed).Scan(&byStatus); err != nil {
+			return err
+		}
+	}
 	switch {
 	case f.Organization == "" && !byKind && !byStatus:
 		return nil
@@ -267,7 +276,14 @@ func (w *walk) steps(columns string, limit int) string {
 			condition = w.on + " = " + w.arg(value) + "::bigint" + w.extra + " AND "
 		}
 		for bucket := range w.buckets {
-			branches = append(branches, "SELECT "+columns+" FROM operations WHERE "+condition+"bucket = "+strconv.Itoa(bucket)+common.String()+end)
+			from := " WHERE " + condition + "bucket = " + strconv.Itoa(bucket) + common.String() + end
+			if w.on == "status" {
+				// The limit of one row keeps PostgreSQL from reading all operations to join them.
+				branches = append(branches, "SELECT "+columns+" FROM (SELECT bucket, created, key FROM operation_statuses"+from+`) AS s
+					CROSS JOIN LATERAL (SELECT org, type, status, wait, modified, token, state FROM operations AS o WHERE o.bucket = s.bucket AND o.key = s.key LIMIT 1) AS o`+w.ordering())
+				continue
+			}
+			branches = append(branches, "SELECT "+columns+" FROM operations"+from)
 		}
 	}
 	if len(branches) == 1 {

@@ -141,7 +141,8 @@ func Open(address string, opts Options) (*Store, error) {
 // nobody told the server, who would keep every other projector from its partitions for hours.
 //
 // PostgreSQL is kept from collecting rows and sorting them where an index has them in order: it does that when it believes that
-// there are few, and its beliefs are as old as its statistics. CockroachDB, which names itself to every session, has no such thing.
+// there are few, and its beliefs are as old as its statistics. Where nothing else is left it still sorts, at a cost that it takes for
+// enormous, and must not compile the query for that. CockroachDB, which names itself to every session, has no such things.
 func prepare(ctx context.Context, conn *pgx.Conn, idle time.Duration) error {
 	if _, given := conn.Config().RuntimeParams[idleTimeout]; !given {
 		if _, err := conn.Exec(ctx, fmt.Sprintf("SET %s = '%dms'", idleTimeout, idle.Milliseconds())); err != nil {
@@ -151,7 +152,7 @@ func prepare(ctx context.Context, conn *pgx.Conn, idle time.Duration) error {
 	if conn.PgConn().ParameterStatus("crdb_version") != "" {
 		return nil
 	}
-	_, err := conn.Exec(ctx, "SET enable_bitmapscan = off")
+	_, err := conn.Exec(ctx, "SELECT set_config('enable_bitmapscan', 'off', false), set_config('enable_sort', 'off', false), set_config('jit', 'off', false)")
 	return err
 }
 
@@ -244,6 +245,14 @@ func (s *Store) find(ctx context.Context) (*found, error) {
 	}); err != nil {
 		return nil, err
 	}
+	if f.dialect.settings != "" && !s.opts.Existing {
+		if err := s.within(ctx, &s.writes, func(ctx context.Context) error {
+			_, err := s.pool.Exec(ctx, f.dialect.settings)
+			return err
+		}); err != nil {
+			return nil, fmt.Errorf("set up the tables: %w", err)
+		}
+	}
 	if have != projections.FormatVersion {
 		return nil, fmt.Errorf("expected rows of format %#x, but these are of format %#x; give this version an empty database, its tables are made again from the journal", projections.FormatVersion, have)
 	}
@@ -310,7 +319,7 @@ func (s *Store) Reset(ctx context.Context) error {
 	}
 	err = f.transact(ctx, s, func(tx pgx.Tx) error {
 		// The positions first: that locks out projectors.
-		for _, table := range []string{"positions", "operations", "operation_events", "rejections", "counts"} {
+		for _, table := range []string{"positions", "operations", "operation_statuses", "operation_events", "rejections", "counts"} {
 			if _, err := tx.Exec(ctx, "DELETE FROM "+table); err != nil {
 				return err
 			}

@@ -638,11 +638,11 @@ func testVerify(t *testing.T, store projections.Store) {
 		{"a state that changed", func(b *projections.Batch) {
 			row := modelOf(j).rows[someKey(j)].row
 			row.Failures += 7
-			b.Changes = []projections.Change{{Row: &row, Written: true}}
+			b.Changes = []projections.Change{{Row: &row, Was: row.Status, Written: true}}
 		}},
 		{"a request that changed", func(b *projections.Batch) {
 			row := modelOf(j).rows[someKey(j)].row
-			b.Changes = []projections.Change{{Row: &row, Written: true, Request: []byte("forged")}}
+			b.Changes = []projections.Change{{Row: &row, Was: row.Status, Written: true, Request: []byte("forged")}}
 		}},
 		{"an event more", func(b *projections.Batch) {
 			row := modelOf(j).rows[someKey(j)].row
