@@ -223,6 +223,10 @@ func TestRolesOverADatabase(t *testing.T) {
 	// It comes.
 	gate.set(true)
 	reads("early", first.Position)
+	eventually(t, time.Minute, func() (bool, string) {
+		status, text, _ := ask(t, http.MethodGet, apis[0].url+"/readyz", "", nil, nil)
+		return status == http.StatusOK && text == "ready\n", text
+	})
 
 	// With it: who waits for the end hears of it from another process's tables.
 	ended, status := submit("waited", http.Header{"Prefer": {"wait=30"}})
@@ -234,6 +238,16 @@ func TestRolesOverADatabase(t *testing.T) {
 	// It goes, and comes again.
 	gate.set(false)
 	late := runs("late")
+	eventually(t, time.Minute, func() (bool, string) { // it still takes commands, as it has just done
+		status, text, _ := ask(t, http.MethodGet, apis[0].url+"/readyz", "", nil, nil)
+		if status != http.StatusOK {
+			t.Fatalf("expected the API to keep its requests, but got %d: %s", status, text)
+		}
+		return strings.Contains(text, "tables"), text
+	})
+	if err := projecting.ready(t.Context()); err == nil {
+		t.Error("expected the projector to say what it waits for")
+	}
 	gate.set(true)
 	reads("late", late.Position)
 

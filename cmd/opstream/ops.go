@@ -65,17 +65,21 @@ func (o *operations) serve(s *service) {
 // health is the body of /livez and /readyz.
 type health struct {
 	OK     bool     `json:"ok"`
-	Reason string   `json:"reason,omitempty"` // why not
+	Reason string   `json:"reason,omitempty"` // why not, or not all
 	Roles  []string `json:"roles"`
 }
 
 func (o *operations) handler(m *metrics, errorLog promhttp.Logger) http.Handler {
 	mux := http.NewServeMux()
-	answer := func(check func(context.Context) error) http.HandlerFunc {
+	answer := func(check func(context.Context) (bool, error)) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
-			h, status := health{OK: true, Roles: o.roles}, http.StatusOK
-			if err := check(r.Context()); err != nil {
-				h.OK, h.Reason, status = false, err.Error(), http.StatusServiceUnavailable
+			ok, err := check(r.Context())
+			h, status := health{OK: ok, Roles: o.roles}, http.StatusOK
+			if err != nil {
+				h.Reason = err.Error()
+			}
+			if !ok {
+				status = http.StatusServiceUnavailable
 			}
 			w.Header().Set("Content-Type", "application/json")
 			w.Header().Set("Cache-Control", "no-store")
@@ -83,8 +87,11 @@ func (o *operations) handler(m *metrics, errorLog promhttp.Logger) http.Handler 
 			_ = json.NewEncoder(w).Encode(h) // a client that has gone needs no answer
 		}
 	}
-	mux.HandleFunc("GET /livez", answer(func(context.Context) error { return o.alive() }))
-	mux.HandleFunc("GET /readyz", answer(o.ready))
+	mux.HandleFunc("GET /livez", answer(func(context.Context) (bool, error) {
+		err := o.alive()
+		return err == nil, err
+	}))
+	mux.HandleFunc("GET /readyz", answer(o.serves))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: errorLog, MaxRequestsInFlight: 4, Timeout: 20 * time.Second, Registry: m.registry,
 	}))
@@ -103,17 +110,17 @@ func (o *operations) alive() error {
 	return nil
 }
 
-// ready says what the process waits for, or nil.
-func (o *operations) ready(ctx context.Context) error {
+// serves says whether the process may be counted on, and what it waits for, or nil.
+func (o *operations) serves(ctx context.Context) (bool, error) {
 	s := o.service.Load()
 	switch {
 	case o.stopping.Err() != nil:
-		return errors.New("the process stops")
+		return false, errors.New("the process stops")
 	case s == nil:
-		return errors.New("the process starts")
+		return false, errors.New("the process starts")
 	}
 	if err := o.alive(); err != nil {
-		return err
+		return false, err
 	}
-	return s.ready(ctx)
+	return s.serves(ctx)
 }

@@ -23,7 +23,8 @@ func newReady() *cobra.Command {
 		Use:   "ready",
 		Short: "Ask a process whether it is ready",
 		Long: `ready asks the operations listener of a process (opstream serve --ops-listen) whether the
-process is ready, and ends with 0 if it is and with 5 if it is not, with the reason. It is the
+process is ready, and ends with 0 if it is and with 5 if it is not, with the reason. An API
+that was ready stays so without its database or brokers, and says what it lacks. It is the
 health check of containers, which hold nothing but this program.`,
 		Example: `  opstream ready --ops 127.0.0.1:9600
   opstream ready --live`,
@@ -43,8 +44,12 @@ health check of containers, which hold nothing but this program.`,
 			if live {
 				path = "/livez"
 			}
-			if err := probe(ctx, "http://"+net.JoinHostPort(host, port)+path); err != nil {
+			lacks, err := probe(ctx, "http://"+net.JoinHostPort(host, port)+path)
+			if err != nil {
 				return &exitError{exitUnavailable, err}
+			}
+			if lacks != "" {
+				fmt.Fprintln(cmd.OutOrStdout(), "ready for what works without this:", clean(lacks))
 			}
 			return nil
 		},
@@ -56,29 +61,30 @@ health check of containers, which hold nothing but this program.`,
 	return c
 }
 
-// probe asks, and returns nil for yes.
-func probe(ctx context.Context, url string) error {
+// probe asks, and returns nil for yes, and what the process lacks all the same.
+func probe(ctx context.Context, url string) (lacks string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return fmt.Errorf("expected an address that can be asked: %w", err)
+		return "", fmt.Errorf("expected an address that can be asked: %w", err)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("expected an answer, but: %w; does the process run with --ops-listen?", err)
+		return "", fmt.Errorf("expected an answer, but: %w; does the process run with --ops-listen?", err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
-		return fmt.Errorf("expected %s, but the answer broke off: %w", url, err)
+		return "", fmt.Errorf("expected %s, but the answer broke off: %w", url, err)
 	}
 	var why struct {
 		Reason string `json:"reason"`
 	}
-	if json.Unmarshal(body, &why) == nil && why.Reason != "" {
-		return errors.New(clean(why.Reason))
+	said := json.Unmarshal(body, &why) == nil && why.Reason != ""
+	switch {
+	case resp.StatusCode == http.StatusOK:
+		return why.Reason, nil
+	case said:
+		return "", errors.New(clean(why.Reason))
 	}
-	return fmt.Errorf("expected 200 from %s, but got %s", url, resp.Status)
+	return "", fmt.Errorf("expected 200 from %s, but got %s", url, resp.Status)
 }

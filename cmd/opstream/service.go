@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -81,6 +82,7 @@ type service struct {
 	store     projections.Store
 	progress  query.Progress
 	follower  *query.Follower // when others may write the tables too
+	was       atomic.Bool     // ready, at some time
 	projector *projector.Projector
 	answers   *answers.Client
 	scheduler *scheduler.Scheduler
@@ -263,7 +265,7 @@ func (s *service) startAPI(ctx context.Context, client []kgo.Opt) error {
 	})
 	routes = append(routes, s.query.Routes()...)
 	routes = append(routes, api.Process{
-		Status: s.status, Ready: s.ready, AsyncAPI: schemas.AsyncAPI(), Schemas: schemas.JSONSchemas(),
+		Status: s.status, Serves: s.serves, AsyncAPI: schemas.AsyncAPI(), Schemas: schemas.JSONSchemas(),
 	}.Routes()...)
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.listen)
 	if err != nil {
@@ -330,6 +332,19 @@ func (s *service) status(ctx context.Context) api.Status {
 		out.Details["commands"] = map[string]any{"inFlight": stats.InFlight, "latencyMs": stats.Latency.Milliseconds()}
 	}
 	return out
+}
+
+// serves says whether requests may be sent to this process, and what it waits for, or nil.
+//
+// One with the API may have them once everything was in order: what it answers without a database, or without a broker, nobody else
+// would answer either, since all of them lack it; and were all of them taken away from their address, commands would fail for
+// want of tables, and reads for want of brokers.
+func (s *service) serves(ctx context.Context) (bool, error) {
+	err := s.ready(ctx)
+	if err == nil {
+		s.was.Store(true)
+	}
+	return err == nil || s.cfg.has(roleAPI) && s.was.Load(), err
 }
 
 // ready says what this process waits for, or nil; what does not pass by itself first.

@@ -10,8 +10,8 @@ import (
 type Process struct {
 	// Status tells roles, lag and versions.
 	Status func(ctx context.Context) Status
-	// Ready says why the process can not do its work, or nil.
-	Ready func(ctx context.Context) error
+	// Serves says whether requests may be sent to the process, and why it can not do all of its work, or nil.
+	Serves func(ctx context.Context) (bool, error)
 	// AsyncAPI describes the topics; may be nil.
 	AsyncAPI []byte
 	// Schemas holds the JSON Schemas of the messages by name, <topic>/<type>.json; may be nil.
@@ -52,10 +52,14 @@ func (p Process) Routes() []Route {
 		}),
 		get("/healthz", document("text/plain; charset=utf-8", []byte("ok\n"))),
 		get("/readyz", func(w http.ResponseWriter, r *http.Request) error {
-			if err := p.Ready(r.Context()); err != nil {
-				return NewProblem(NotServing, "%s", err)
+			serves, err := p.Serves(r.Context())
+			switch {
+			case err == nil:
+				return document("text/plain; charset=utf-8", []byte("ready\n"))(w, r)
+			case serves:
+				return document("text/plain; charset=utf-8", []byte("ready for what works without this: "+err.Error()+"\n"))(w, r)
 			}
-			return document("text/plain; charset=utf-8", []byte("ready\n"))(w, r)
+			return NewProblem(NotServing, "%s", err)
 		}),
 	}
 }

@@ -13,12 +13,13 @@ import (
 
 func TestProcessKeepsTheContract(t *testing.T) {
 	contract := apitest.Load(t, "process")
-	var notReady error
+	var serves bool
+	var lacks error
 	process := api.Process{
 		Status: func(context.Context) api.Status {
 			return api.Status{Version: "1.2.3", Roles: []string{"api"}, Ready: true, AsOf: "0-1", Details: map[string]any{"partitions": 4}}
 		},
-		Ready:    func(context.Context) error { return notReady },
+		Serves:   func(context.Context) (bool, error) { return serves || lacks == nil, lacks },
 		AsyncAPI: []byte("asyncapi: 3.0.0\n"),
 		Schemas: map[string][]byte{
 			"parts.json": []byte(`{"type":"object"}`), "requests/opstream.operation.requested.v1.json": []byte(`{"type":"object"}`),
@@ -26,7 +27,7 @@ func TestProcessKeepsTheContract(t *testing.T) {
 	}
 	contract.Routes(t, process.Routes())
 	h := contract.Handler(t, process.Routes())
-	bare := contract.Handler(t, api.Process{Status: process.Status, Ready: process.Ready}.Routes())
+	bare := contract.Handler(t, api.Process{Status: process.Status, Serves: process.Serves}.Routes())
 
 	for _, c := range []struct {
 		handler http.Handler
@@ -52,10 +53,14 @@ func TestProcessKeepsTheContract(t *testing.T) {
 			t.Errorf("%s: expected %d, but got %d %s", c.path, c.status, got.Status, got.Body)
 		}
 	}
-	notReady = errors.New("partition 3 is being recovered")
+	lacks = errors.New("partition 3 is being recovered")
 	got := apitest.Do(t, h, http.MethodGet, "/readyz", "")
 	if p := got.Problem(t); got.Status != 503 || p.Code != api.NotServing || !strings.Contains(p.Detail, "partition 3") {
 		t.Errorf("expected 503 with the reason, but got %d %s", got.Status, got.Body)
+	}
+	serves = true
+	if got := apitest.Do(t, h, http.MethodGet, "/readyz", ""); got.Status != 200 || !strings.Contains(string(got.Body), "partition 3") {
+		t.Errorf("expected 200 with what it lacks, but got %d %s", got.Status, got.Body)
 	}
 	contract.Covered(t)
 }

@@ -83,7 +83,7 @@ func (w *world) node(i int) func(context.Context, *life) error {
 		routes := command.Routes(command.Config{Journal: a, Parse: schemas.ParseRequest, Locator: q, Effects: q, Overload: a.Overload})
 		routes = append(routes, q.Routes()...)
 		routes = append(routes, api.Process{
-			Status: status, Ready: func(context.Context) error { return nil }, AsyncAPI: schemas.AsyncAPI(), Schemas: schemas.JSONSchemas(),
+			Status: status, Serves: func(context.Context) (bool, error) { return true, nil }, AsyncAPI: schemas.AsyncAPI(), Schemas: schemas.JSONSchemas(),
 		}.Routes()...)
 		inner, err := w.net.virtual.Listen("tcp", base(i)[len("http://"):])
 		if err != nil {
