@@ -16,7 +16,8 @@ import (
 // safeguard is not needed, or this package does not look where it should.
 //
 // The seeds that are known to find it come first. OPSTREAM_SIM_FIRST says where the search goes on, OPSTREAM_SIM_SEEDS bounds it, and
-// OPSTREAM_SIM_AGAIN asks how often the seed that was found finds it again.
+// OPSTREAM_SIM_AGAIN asks how often the seed that was found finds it again. OPSTREAM_SIM_COUNT=40 counts instead how many of the first
+// forty seeds find it.
 func TestTheCheckerSeesWhatIsBroken(t *testing.T) {
 	flag := func(f *bool) func(bool) { return func(off bool) { *f = off } }
 	for _, tt := range []struct {
@@ -28,7 +29,7 @@ func TestTheCheckerSeesWhatIsBroken(t *testing.T) {
 		{"reading after an unanswered append", flag(&safeguard.NoReread), []uint64{17}},
 		{"effects after the commit", flag(&safeguard.Early), []uint64{2}},
 		{"effects sent again", flag(&safeguard.NoResend), []uint64{24}},
-		{"memory of the session", flag(&safeguard.NoMemory), []uint64{1}},
+		{"memory of the session", flag(&safeguard.NoMemory), []uint64{3}},
 		{"fence of the worker", flag(&safeguard.NoFence), []uint64{8}},
 		{"positions in the batch's transaction", flag(&safeguard.Split), []uint64{12}},
 		{"ids that are known", partition.ForgetIDs, []uint64{1}},
@@ -52,6 +53,16 @@ func TestTheCheckerSeesWhatIsBroken(t *testing.T) {
 					}
 				})
 				return found
+			}
+			if n := number(t, "OPSTREAM_SIM_COUNT", 0); n > 0 {
+				finds := 0
+				for seed := range n {
+					if try(uint64(seed+1), true) != "" {
+						finds++
+					}
+				}
+				t.Logf("%d of the first %d seeds find it", finds, n)
+				return
 			}
 			seeds := slices.Clone(tt.known)
 			first, most := number(t, "OPSTREAM_SIM_FIRST", 1), number(t, "OPSTREAM_SIM_SEEDS", 300)
