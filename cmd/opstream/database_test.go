@@ -245,9 +245,10 @@ func TestRolesOverADatabase(t *testing.T) {
 		}
 		return strings.Contains(text, "tables"), text
 	})
-	if err := projecting.ready(t.Context()); err == nil {
-		t.Error("expected the projector to say what it waits for")
-	}
+	eventually(t, time.Minute, func() (bool, string) { // once it has something to write
+		serves, err := projecting.serves(t.Context())
+		return !serves && err != nil, "expected the projector to say what it waits for"
+	})
 	gate.set(true)
 	reads("late", late.Position)
 
