@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -421,6 +422,27 @@ func TestPolledAsksOnce(t *testing.T) {
 	if err := <-waiting; err != nil || slow.asked.Load() != 1 {
 		t.Errorf("expected to hear of it without a question, but got %v after %d", err, slow.asked.Load())
 	}
+}
+
+// TestPolledGoesForwardOnly: an answer that is older than what this process has written meanwhile takes nothing back.
+func TestPolledGoesForwardOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.simple("a", "import")
+		slow := &slowReader{Store: w.store, answers: make(chan error)}
+		p := query.NewPolled(slow, time.Hour, func(int32) int64 { return 0 })
+		told := make(chan string)
+		go func() {
+			list, _, err := p.AsOf(t.Context())
+			told <- fmt.Sprintf("%s %v", list, err)
+		}()
+		synctest.Wait() // asked, and not answered yet
+		p.Advance([]projections.Step{{To: projections.Position{Partition: 3, Next: 8}}})
+		slow.answers <- nil
+		if got := <-told; got != "0-0,3-7 <nil>" {
+			t.Errorf("expected what was written meanwhile to be among the positions, but got %s", got)
+		}
+	})
 }
 
 // TestPolledFails: a database that takes too long is no caller whose time is over.
