@@ -47,20 +47,25 @@ func TestStrandedInATransaction(t *testing.T) {
 	}
 }
 
-// TestStrandedReads: reads are answered over new connections.
-func TestStrandedReads(t *testing.T) {
-	address := pgtest.Postgres(t)
+// behind stands before the server of a database, and returns the address of the same database through it.
+func behind(t *testing.T, address string) (way *faultproxy.Proxy, through string) {
+	t.Helper()
 	u, err := url.Parse(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	way, err := faultproxy.Listen(u.Host)
-	if err != nil {
+	if way, err = faultproxy.Listen(u.Host); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(way.Close)
 	u.Host = way.Address()
-	store := opened(t, u.String(), Options{ReadTime: time.Second})
+	return way, u.String()
+}
+
+// TestStrandedReads: reads are answered over new connections.
+func TestStrandedReads(t *testing.T) {
+	way, address := behind(t, pgtest.Postgres(t))
+	store := opened(t, address, Options{ReadTime: time.Second})
 	if _, err := store.Positions(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -80,17 +85,8 @@ func TestSlowDatabase(t *testing.T) {
 	if err := plain.Reset(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	way, err := faultproxy.Listen(u.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(way.Close)
-	u.Host = way.Address()
-	store := opened(t, u.String(), Options{ApplyTime: 120 * time.Millisecond, ReadTime: 120 * time.Millisecond})
+	way, slow := behind(t, address)
+	store := opened(t, slow, Options{ApplyTime: 120 * time.Millisecond, ReadTime: 120 * time.Millisecond})
 	way.Delay(60 * time.Millisecond)
 	j, halves := some(t)
 	p := projections.NewProjector(store, 0)
