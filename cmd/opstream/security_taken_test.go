@@ -71,6 +71,12 @@ func rightsComeAndGo(t *testing.T, kafka *kafkatest.Secure) {
 					l := &lacking{T: t, kafka: kafka, topics: in.topics, grant: g}
 					l.misses(d.log, before, d.done)
 				}
+				if what == "api: Read topic journal" {
+					eventually(t, 20*time.Second, func() (bool, string) {
+						got := readyz(t, in.url)
+						return strings.Contains(got, "answers to commands are not heard") || strings.Contains(got, "the tables cannot be written"), got
+					})
+				}
 				if err := setup.GrantAll(t.Context(), client, grants[d.name][i:i+1]); err != nil {
 					t.Fatal(err)
 				}
