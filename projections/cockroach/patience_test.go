@@ -1,6 +1,7 @@
 package cockroach
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"testing"
@@ -74,6 +75,42 @@ func TestStrandedReads(t *testing.T) {
 	}
 	if _, err := store.Positions(t.Context()); err != nil {
 		t.Errorf("expected a read to be answered over another connection, but: %v", err)
+	}
+}
+
+// TestStrandedWhileTablesAreMade: who gives up while the database is silent is not held up by the lock that he holds.
+func TestStrandedWhileTablesAreMade(t *testing.T) {
+	way, address := behind(t, pgtest.Postgres(t))
+	plain := opened(t, address, Options{})
+	if err := plain.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, plain, "DELETE FROM goose_db_version WHERE version_id >= 15")
+	tx, err := plain.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "LOCK TABLE positions IN ACCESS SHARE MODE"); err != nil { // nobody alters it now
+		t.Fatal(err)
+	}
+	store := opened(t, address, Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	made := make(chan error, 1)
+	go func() { made <- store.Ready(ctx) }()
+	waitBlocked(t, plain)
+	way.Stall(faultproxy.Both)
+	cancel()
+	began := time.Now()
+	select {
+	case err := <-made:
+		if err == nil {
+			t.Error("expected to hear that the tables were not made")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("expected the making of tables to end when it is given up, but it did not within 30 s")
+	}
+	if took := time.Since(began); took > unlockTime+3*time.Second {
+		t.Errorf("expected it to end within %s, but it took %s", unlockTime, took)
 	}
 }
 

@@ -305,10 +305,33 @@ func (s *Store) migrate(ctx context.Context) error {
 	// It may wait for others who make the tables.
 	making, cancel := context.WithTimeout(ctx, makeTime)
 	defer cancel()
-	if _, err := provider.Up(making); err != nil {
+	if err := up(making, provider); err != nil {
 		return fmt.Errorf("bring the tables from version %d to %d: %w", have, want, err)
 	}
 	return nil
+}
+
+// unlockTime is how long the lock may take to be given back when the making of tables is given up. Others get it when its lease has run out.
+const unlockTime = 2 * time.Second
+
+// up is provider.Up, which gives the lock back whether its context has ended or not, and waits for an answer for ever.
+func up(ctx context.Context, provider *goose.Provider) error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := provider.Up(ctx)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(unlockTime):
+		return context.Cause(ctx)
+	}
 }
 
 // Reset forgets everything. It is for tables that one transaction can empty; of larger ones it is quicker to drop the database.
