@@ -70,9 +70,11 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 
 	heartbeat := time.NewTicker(q.Heartbeat)
 	defer heartbeat.Stop()
-	// Counts are due at the beginning, and then when something has changed, but not more often than every second.
+	// Counts are due at the beginning, and then when something has changed, but not more often than every second. Those that were counted
+	// for somebody else before this listener heard of the last change may lack it, so others are due a second later.
 	var due <-chan time.Time
 	var lastCounts time.Time
+	heard := time.Now() // of a change; at first of those before the beginning
 	waiting := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -94,10 +96,14 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 			lastCounts = time.Now()
 			c, err := q.sharedCounts(r.Context(), in.Organization, lastCounts.Add(-countsEvery))
 			if err == nil {
-				out.event("counts", "", c)
+				out.event("counts", "", c.counts)
+				if waiting = c.at.Before(heard); waiting {
+					timer.Reset(countsEvery)
+				}
 			}
 		case <-sub.Ready():
 			taken := sub.Take()
+			heard = time.Now()
 			if taken.Err != nil {
 				out.event("dropped", "", dropped{reasonOf(taken.Err)})
 				_ = out.flush() // the last, whether it is heard or not

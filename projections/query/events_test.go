@@ -241,29 +241,88 @@ func TestHeartbeats(t *testing.T) {
 	})
 }
 
-// Counts come at the beginning, then when something has changed, and not more often than every second.
-func TestCountsAreHeard(t *testing.T) {
-	w := newWorld(t)
-	server := serve(t, w.h)
-	w.simple("a", "import")
-	events := listen(t, w, server, url.Values{"events": {"counts"}}, "")
-	total := func() int64 {
-		e := <-events
-		var c api.Counts
-		if err := json.Unmarshal(e.Data, &c); err != nil || e.Name != "counts" {
-			t.Fatalf("expected counts, but got %s %s", e.Name, e.Data)
+// listenToCounts opens a stream of counts in a bubble. Each call of the function that is returned waits for the next total.
+func listenToCounts(t *testing.T, w *world) (total func() int64) {
+	t.Helper()
+	out := &slowWriter{header: http.Header{}, written: make(chan string)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.h.ServeHTTP(out, httptest.NewRequestWithContext(ctx, http.MethodGet, "/v1/events?events=counts", nil))
+	}()
+	t.Cleanup(func() {
+		for cancel(); ; {
+			select {
+			case <-out.written: // which a test that failed has not waited for
+			case <-done:
+				return
+			}
 		}
+	})
+	<-out.written // where it stands
+	return func() int64 {
+		t.Helper()
+		said := <-out.written
+		_, data, _ := strings.Cut(said, "data: ")
+		var c api.Counts
+		if err := json.Unmarshal([]byte(data), &c); err != nil || !strings.Contains(said, "event: counts\n") {
+			t.Fatalf("expected counts, but got %q", said)
+		}
+		w.contract.Valid(t, "Counts", []byte(data))
 		return c.Total
 	}
-	if n := total(); n != 1 {
-		t.Errorf("expected 1, but got %d", n)
-	}
-	first := time.Now()
-	w.simple("b", "import")
-	w.simple("c", "import")
-	if n := total(); n != 3 || time.Since(first) < 800*time.Millisecond {
-		t.Errorf("expected 3 after a second, but got %d after %s", n, time.Since(first))
-	}
+}
+
+// Counts come at the beginning, then when something has changed, and not more often than every second.
+func TestCountsAreHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.simple("a", "import")
+		total := listenToCounts(t, w)
+		if n := total(); n != 1 {
+			t.Errorf("expected 1, but got %d", n)
+		}
+		first := time.Now()
+		w.simple("b", "import")
+		synctest.Wait()
+		w.simple("c", "import")
+		if n := total(); n != 3 || time.Since(first) != time.Second {
+			t.Errorf("expected 3 after a second, but got %d after %s", n, time.Since(first))
+		}
+	})
+}
+
+// What was counted for one before a change is not the last that another hears after it.
+func TestCountsAreHeardByAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.simple("a", "import")
+		began := time.Now()
+		one := listenToCounts(t, w) // has them counted at 0 s, 1 s and so on
+		if n := one(); n != 1 {
+			t.Errorf("expected 1, but got %d", n)
+		}
+		time.Sleep(600 * time.Millisecond)
+		w.simple("b", "import")
+		other := listenToCounts(t, w) // is told the same at once
+		for n := other(); n != 2; n = other() {
+			if n != 1 || time.Since(began) > 1600*time.Millisecond {
+				t.Fatalf("expected 1, and 2 at 1.6 s, but got %d after %s", n, time.Since(began))
+			}
+		}
+		if n := one(); n != 2 {
+			t.Errorf("expected 2, but got %d", n)
+		}
+		time.Sleep(time.Until(began.Add(2300 * time.Millisecond)))
+		w.simple("c", "import")
+		if n := one(); n != 3 {
+			t.Errorf("expected 3, but got %d", n)
+		}
+		if n := other(); n != 3 || time.Since(began) != 2600*time.Millisecond {
+			t.Errorf("expected 3 at 2.6 s, but got %d after %s", n, time.Since(began))
+		}
+	})
 }
 
 func TestListenersAreBounded(t *testing.T) {

@@ -190,8 +190,8 @@ func (q *Query) fill(ctx context.Context, v *view) error {
 	if err != nil {
 		return err
 	}
-	v.Total = counts.Total
-	v.count(counts)
+	v.Total = counts.counts.Total
+	v.count(counts.counts)
 	for i := range newest.Rows {
 		o := show(&newest.Rows[i], false)
 		reason := o.Why

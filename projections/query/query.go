@@ -352,23 +352,23 @@ func (q *Query) count(ctx context.Context, org string) (api.Counts, error) {
 	return showCounts(org, counts), nil
 }
 
-// sharedCounts returns counts that are no older than given time, counting at most once for all who ask at the same time.
-func (q *Query) sharedCounts(ctx context.Context, org string, notBefore time.Time) (api.Counts, error) {
+// sharedCounts returns counts that were begun after the given time, counting at most once for all who ask at the same time.
+func (q *Query) sharedCounts(ctx context.Context, org string, after time.Time) (countsAt, error) {
 	q.countsMu.Lock()
 	defer q.countsMu.Unlock()
-	if c, ok := q.counts[org]; ok && !c.at.Before(notBefore) {
-		return c.counts, nil
+	if c, ok := q.counts[org]; ok && c.at.After(after) {
+		return c, nil
 	}
 	now := time.Now()
 	counts, err := q.count(ctx, org)
 	if err != nil {
-		return api.Counts{}, err
+		return countsAt{}, err
 	}
 	if len(q.counts) > 256 { // organizations that nobody looks at any more
 		clear(q.counts)
 	}
 	q.counts[org] = countsAt{now, counts}
-	return counts, nil
+	return q.counts[org], nil
 }
 
 // Locate finds an operation's partition key, once the tables hold the given positions.
