@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -247,12 +246,7 @@ func TestProblemsSayWhoseFaultAndWhatNext(t *testing.T) {
 }
 
 func TestNobodyAnswers(t *testing.T) {
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := freePort(t)
 	for _, args := range [][]string{
 		{"op", "get", "one", "-O", "contoso"},
 		{"op", "list"},

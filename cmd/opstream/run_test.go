@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -142,14 +143,72 @@ func (p *process) try(path string, v any) error {
 	return json.Unmarshal(body, v)
 }
 
+// freePort is an address where nobody listens, and which stays the test's own, also while a process is dead that listens there: a socket
+// that is bound to it and does not listen keeps the kernel from giving the port to whoever asks for any, and from letting a connection
+// come from there. Who asks for this very port gets it on Linux; elsewhere nobody would, so there it is not kept.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	syscall.ForkLock.RLock()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	end := sync.OnceFunc(func() {
+		if err := syscall.Close(fd); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	err = errors.Join(
+		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
+		syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if runtime.GOOS != "linux" {
+		end()
+	}
+	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+}
+
+// TestFreePort guards against a port that somebody else gets between two lives of a process, which then cannot come back.
+func TestFreePort(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("SKIPPED: only Linux lets somebody listen at an address that is kept")
+	}
+	address := freePort(t)
+	others := map[string]bool{}
+	for range 4 { // lives
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatalf("expected the port to be free for who asks for it, but: %v", err)
+		}
+		listener.Close()
+		if conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("expected nobody to listen, but got %v, %v", conn, err)
+		}
+		for range 5000 { // of some seven thousand ports that the kernel chooses from
+			other, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			others[other.Addr().String()] = true
+			other.Close()
+		}
+	}
+	if others[address] {
+		t.Errorf("expected %s to be given to nobody else, but it was", address)
+	}
 }
 
 // history is what the journal says of each operation.
