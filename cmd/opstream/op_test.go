@@ -579,10 +579,23 @@ func TestWaitForOperations(t *testing.T) {
 	wait("off").expect(t, exitFailed, "canceled")
 	wait("none", "done").expect(t, exitNotFound, "not found")
 	wait("none", "bad").expect(t, exitFailed)
-	wait("busy", "done", "--timeout", "50ms").expect(t, exitUnavailable, "1 of 2 have not ended, such as busy", "--timeout")
+	wait("busy", "--timeout", "50ms").expect(t, exitUnavailable, "1 of 1 have not ended, such as busy", "--timeout")
 	r := wait("bad", "-o", "json")
 	if got := lines[ended](t, r.out); len(got) != 1 || got[0].Status != "failed" || got[0].Failure.Code != "broken" || r.err != "" {
 		t.Errorf("expected one object, but got %s", r)
+	}
+	// It is given up when it has heard of one of two, which takes as long as it takes.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out, errOut := &watched{news: make(chan struct{}, 1)}, &watched{news: make(chan struct{}, 1)}
+	code := make(chan int, 1)
+	go func() {
+		code <- execute(ctx, []string{"op", "wait", "-O", "contoso", "--server", server, "busy", "done"}, strings.NewReader(""), out, errOut)
+	}()
+	out.until(t, "succeeded")
+	cancel()
+	if got, said := <-code, errOut.String(); got != exitFailed || !strings.Contains(said, "1 of 2 have not ended, such as busy") {
+		t.Errorf("expected to be told of the one that has not ended, but got exit code %d: %s", got, said)
 	}
 }
 
