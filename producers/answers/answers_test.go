@@ -513,6 +513,7 @@ func TestRightThatComesBack(t *testing.T) {
 	var denying atomic.Bool
 	denials := make(chan struct{}, 1000)
 	denying.Store(true)
+	began := time.Now() // before the first denial: the reader asks all the time
 	b.Fake.ControlKey(int16(kmsg.Fetch), func(asked kmsg.Request) (kmsg.Response, error, bool) {
 		b.Fake.KeepControl()
 		req := asked.(*kmsg.FetchRequest)
@@ -531,7 +532,6 @@ func TestRightThatComesBack(t *testing.T) {
 		denials <- struct{}{}
 		return resp, nil, true
 	})
-	began := time.Now()
 	waiting := ask("meanwhile")
 	for range 5 {
 		<-denials
