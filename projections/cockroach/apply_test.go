@@ -311,14 +311,26 @@ func TestConflict(t *testing.T) {
 // waitBlocked returns when a session of this database waits for a lock.
 func waitBlocked(t *testing.T, store *Store) {
 	t.Helper()
+	waitSessions(t, store, "wait_event_type = 'Lock'", func(n int) bool { return n > 0 })
+}
+
+// waitAlone returns when all other sessions of this database have ended, which the server does in its own time: a client that says
+// goodbye does not wait for it.
+func waitAlone(t *testing.T, store *Store) {
+	t.Helper()
+	waitSessions(t, store, "backend_type = 'client backend' AND pid <> pg_backend_pid()", func(n int) bool { return n == 0 })
+}
+
+func waitSessions(t *testing.T, store *Store, which string, enough func(n int) bool) {
+	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		var n int
-		if err := store.pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&n); err != nil {
+		if err := store.pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "+which).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
-		if n > 0 {
+		if enough(n) {
 			return
 		}
 		<-tick.C

@@ -151,10 +151,11 @@ func TestRowsChangeInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	verified(t, store, j)
-	if err := store.Close(); err != nil { // its connections tell the server what they have done
+	if err := store.Close(); err != nil { // its sessions tell what they have done when they end
 		t.Fatal(err)
 	}
 	other := opened(t, address, Options{})
+	waitAlone(t, other)
 	var changed, inPlace int64
 	if err := other.pool.QueryRow(t.Context(), "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'operations'").Scan(&changed, &inPlace); err != nil {
 		t.Fatal(err)
