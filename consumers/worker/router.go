@@ -118,7 +118,9 @@ func outermost(next message.HandlerFunc) message.HandlerFunc {
 			}
 			a.session.finish(a, err)
 		}()
-		_, err = next(msg)
+		if a.session.mayBegin(a) {
+			_, err = next(msg)
+		}
 		returned = true
 		return nil, nil
 	}

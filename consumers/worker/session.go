@@ -322,6 +322,18 @@ func (s *session) mayReport(a *attempt, now time.Time) error {
 	return nil
 }
 
+// mayBegin says whether the handler of a may still be called. It got its slot on another goroutine, and between that and the handler's first
+// line the process may have stood still until somebody else had the attempt.
+func (s *session) mayBegin(a *attempt) bool {
+	s.mu.Lock()
+	err := s.mayReport(a, time.Now())
+	s.mu.Unlock()
+	if errors.Is(err, ErrLeaseLost) {
+		s.end(true) // at once: nothing may be said of what was not begun
+	}
+	return err == nil
+}
+
 func (s *session) stillMayReport() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,8 +2,11 @@ package worker
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/schemas"
@@ -46,6 +49,44 @@ func TestLeaseIsCheckedBeforeEveryStepNotOnlyByTheTimer(t *testing.T) {
 	}
 	if s.armed.After(time.Now()) {
 		t.Errorf("expected the timer to be due now, but it is at %s", s.armed)
+	}
+}
+
+// TestFrozenBetweenTheSlotAndTheHandler: a process that was frozen when an attempt had its slot and its handler was not called yet does not
+// call it any more when it wakes.
+func TestFrozenBetweenTheSlotAndTheHandler(t *testing.T) {
+	w, err := New(Config{
+		Brokers: []string{"localhost:1"}, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil }), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, frozen := range []time.Duration{0, w.cfg.Lease} {
+		now := time.Now()
+		s := &session{
+			w: w, id: "s", memory: newMemory(), base: t.Context(), changed: make(chan struct{}, 1), overC: make(chan struct{}),
+			timer: time.NewTimer(time.Hour), armed: now.Add(time.Hour), lease: since{now, now},
+		}
+		defer s.timer.Stop()
+		a := s.newAttempt(spot{0, 5}, &schemas.Item{
+			Session: "s", Place: 5, Org: "acme", ID: "a", Attempt: 1, Request: &operation.Request{ID: "a", Organization: "acme", Type: "test"},
+		})
+		s.memory.begin(a.at, a)
+		msg := message.NewMessage("a", nil)
+		msg.SetContext(s.grant(a, now))
+		s.lease = since{now.Add(-frozen), now.Add(-frozen)}
+		called := false
+		if _, err := outermost(func(*message.Message) ([]*message.Message, error) {
+			called = true
+			s.end(false) // so that there is nothing to report, for which there is no client
+			return nil, nil
+		})(msg); err != nil {
+			t.Error(err)
+		}
+		if called != (frozen == 0) || !s.isOver() || s.busy != 0 || s.unsent.Load() != 0 || msg.Context().Err() == nil {
+			t.Errorf("frozen for %s: expected the handler to be called only of a session that lives, and its slot to be free, but called is %t, over %t, %d slots are taken, %d reports are on their way",
+				frozen, called, s.isOver(), s.busy, s.unsent.Load())
+		}
 	}
 }
 
