@@ -35,13 +35,11 @@ func TestMeasureRecovery(t *testing.T) {
 	}
 }
 
-// ends tells of operations that have ended in the journal, as soon as that can be read.
+// ends tells of operations that end in the journal from now on, as soon as that can be read.
 func (in *installation) ends(ctx context.Context) <-chan operation.ID {
 	ended := make(chan operation.ID, 100_000)
-	client, err := kgo.NewClient(append(in.client(), kgo.ConsumeTopics(schemas.Topics{}.Journal()), kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()))...)
-	if err != nil {
-		in.t.Fatal(err)
-	}
+	in.t.Helper()
+	client := in.reader()
 	go func() {
 		defer client.Close()
 		for ctx.Err() == nil {

@@ -49,14 +49,14 @@ type pulse struct {
 // pulseEvery is the time between two of the pulse's operations.
 const pulseEvery = 20 * time.Millisecond
 
-func (in *installation) pulse() *pulse {
+// reader is a client that reads the journal from its present ends on. They are known when it is returned: one that looks for the end by
+// itself may find it behind what was asked for meanwhile.
+func (in *installation) reader() *kgo.Client {
 	in.t.Helper()
-	m := &pulse{in: in, ops: map[string]*beat{}}
 	ends, err := in.journal().Ends(in.t.Context())
 	if err != nil {
 		in.t.Fatal(err)
 	}
-	// From ends that are known before the first is asked for: a reader that looks for the end itself may find it behind the first.
 	from := make(map[int32]kgo.Offset, len(ends))
 	for p, end := range ends {
 		from[p] = kgo.NewOffset().At(end)
@@ -65,6 +65,13 @@ func (in *installation) pulse() *pulse {
 	if err != nil {
 		in.t.Fatal(err)
 	}
+	return client
+}
+
+func (in *installation) pulse() *pulse {
+	in.t.Helper()
+	m := &pulse{in: in, ops: map[string]*beat{}}
+	client := in.reader()
 	ctx, cancel := context.WithCancel(in.t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
