@@ -89,18 +89,22 @@ func (s *session) beat(state schemas.SessionState) {
 	}
 }
 
-// serve answers items with succeeded until ctx ends, and beats.
+// serve answers items with succeeded until ctx ends, and beats, also while it works.
 func (s *session) serve(ctx context.Context, on func(*schemas.Item) *operation.Command) {
 	next := time.Now().Add(time.Second)
 	for ctx.Err() == nil {
 		poll, cancel := context.WithDeadline(ctx, next)
 		fetches := s.client.PollFetches(poll)
 		cancel()
-		if time.Now().After(next) && ctx.Err() == nil {
-			s.beat(schemas.SessionRunning)
-			next = time.Now().Add(time.Second)
+		beat := func() {
+			if time.Now().After(next) && ctx.Err() == nil {
+				s.beat(schemas.SessionRunning)
+				next = time.Now().Add(time.Second)
+			}
 		}
+		beat()
 		fetches.EachRecord(func(rec *kgo.Record) {
+			beat()
 			it, _, err := schemas.DecodeInbox(rec)
 			if err != nil {
 				s.t.Error(err)
