@@ -482,6 +482,9 @@ func staysOnTheLog(t *testing.T, on service, limit func(*Config)) {
 		return &operation.Command{Kind: operation.Succeed}
 	})
 	j := watch(t, on)
+	// Before it knows of a worker the scheduler cannot tell what is a backlog.
+	produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "first", "")))
+	j.until(j.ended(1))
 	const n = 5000
 	var records []*kgo.Record
 	for i := range n {
@@ -490,7 +493,7 @@ func staysOnTheLog(t *testing.T, on service, limit func(*Config)) {
 	produce(t, on, records...)
 	most := 0
 	j.until(func() bool {
-		if j.ended(60)() { // the scheduler has seen more than once how slow the work is
+		if j.ended(1 + 60)() { // the scheduler has seen more than once how slow the work is
 			closeOnce()
 		}
 		open := 0
@@ -500,7 +503,7 @@ func staysOnTheLog(t *testing.T, on service, limit func(*Config)) {
 			}
 		}
 		most = max(most, open)
-		return j.ended(n)()
+		return j.ended(1 + n)()
 	})
 	// Beside the backlog there is what a session holds, and what one turn takes before it looks again.
 	if limit := 110 + 96 + 2*requestsAtOnce; most > limit {
