@@ -184,7 +184,8 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (o
 	var refusal *schemas.Refusal
 	switch {
 	case errors.As(err, &refusal):
-		a.engine.Refuse(&c, refusal.Code, refusal.Error(), t)
+		rejection := refusal.Rejection()
+		a.engine.Refuse(&c, rejection.Code, rejection.Reason, t)
 		return cause, nil
 	case err != nil:
 		a.bury(original, err)

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -397,13 +398,13 @@ func testBadInputIsAnsweredOrSetAside(t *testing.T, on service) {
 	})
 	refused := false
 	for _, ev := range j.events {
-		refused = refused || ev.Kind == operation.Rejected && ev.ID == "bad" && ev.Code == schemas.InvalidName
+		refused = refused || ev.Kind == operation.Rejected && ev.ID == "bad" && ev.Code == schemas.InvalidName && strings.HasPrefix(ev.Reason, "type: ")
 		if ev.Kind == operation.Rejected {
 			t.Logf("%s: %s %s", ev.ID, ev.Code, ev.Reason)
 		}
 	}
 	if !refused {
-		t.Error("expected the request with an invalid type to be refused in the journal")
+		t.Error("expected the request with an invalid type to be refused in the journal, with the field and what is wrong with it")
 	}
 	dead, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.ConsumeTopics(on.topics.DeadLetter()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 	if err != nil {
