@@ -146,7 +146,11 @@ func missing(header string) *DecodeError {
 func (a *attributes) check(topic string) (*Message, *DecodeError) {
 	switch {
 	case len(a.specversion) == 0:
-		return nil, missing(HeaderSpecVersion)
+		err := missing(HeaderSpecVersion)
+		if topic == TopicRequests {
+			err.Reason += ", or, for an event in structured mode, the header " + HeaderContentType + " with " + ContentStructured
+		}
+		return nil, err
 	case !bytes.Equal(a.specversion, specVersion):
 		return nil, &DecodeError{Code: WrongSpecVersion, Field: HeaderSpecVersion, Reason: fmt.Sprintf("expected 1.0, but got %q", clip(string(a.specversion)))}
 	case len(a.id) == 0:

@@ -151,8 +151,14 @@ func parseCommand(kind operation.CommandKind, value []byte, id string) (operatio
 // structured takes attributes and data from a value in structured mode.
 func (a *attributes) structured(value []byte) (data []byte, err *DecodeError) {
 	r := newReader(value, MaxRequestBytes)
+	r.deepest++ // the limit is the request's, and that is the next level
 	for o := r.object(); r.next(o); {
-		switch name := string(r.name); name {
+		name := string(r.name)
+		if name != "data" && r.peek() == 'n' { // null is how CloudEvents may write an attribute that is not set
+			r.skip()
+			continue
+		}
+		switch name {
 		case "data":
 			data = r.raw()
 		case "data_base64":

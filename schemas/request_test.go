@@ -430,6 +430,10 @@ func TestStructuredMode(t *testing.T) {
 		{`{` + attributes + `"data":` + request + `}`, "ok"},
 		{`{` + attributes + `"comexample":5,"time":"2026-01-01T00:00:00Z","partitionkey":"contoso/x","datacontenttype":"application/json","data":` + request + `}`, "ok"},
 		{`{` + attributes + `"data_base64":"` + base64.StdEncoding.EncodeToString([]byte(request)) + `"}`, "ok"},
+		{`{` + attributes + `"subject":null,"time":null,"datacontenttype":null,"partitionkey":null,"comexample":null,"data_base64":null,"data":` + request + `}`, "ok"},
+		{`{` + attributes + `"data":null}`, "refused invalid_type"},
+		{`{"specversion":null,` + attributes[20:] + `"data":` + request + `}`, "undecodable missing_header ce_specversion"},
+		{`{` + attributes + `"subject":nul,"data":` + request + `}`, "undecodable malformed_json subject"},
 		{`{` + attributes + `"data_base64":"***"}`, "undecodable invalid_attributes data_base64"},
 		{`{` + attributes + `"id":"x","data":` + request + `}`, "undecodable duplicate_field id"},
 		{`{` + attributes + `"x":1,"x":2,"data":` + request + `}`, "undecodable duplicate_field x"},
@@ -448,12 +452,31 @@ func TestStructuredMode(t *testing.T) {
 			t.Errorf("%s: got %+v", c.value, cmd)
 		}
 	}
+	for levels, want := range map[int]string{MaxDepth - 1: "ok", MaxDepth: "undecodable too_deep data"} {
+		deep := `{"organization":"contoso","type":"import","data":` + nested(levels) + `}`
+		if _, err := DecodeCommand(structured(`{` + attributes + `"data":` + deep + `}`)); outcome(err) != want {
+			t.Errorf("data of %d levels: expected %s, as in binary mode, but got %v", levels, want, err)
+		}
+	}
 	many := `{` + attributes
 	for i := range 100 {
 		many += fmt.Sprintf(`"x%d":1,`, i)
 	}
 	if _, err := DecodeCommand(structured(many + `"data":1}`)); outcome(err) != "undecodable unknown_field x60" {
 		t.Errorf("expected a bound for attributes, but got %v", err)
+	}
+}
+
+// Not every library says that an event is in structured mode; whoever reads the dead letter must find out what is wrong.
+func TestStructuredModeWithoutItsContentType(t *testing.T) {
+	for _, contentType := range []string{"", "application/json"} {
+		rec := &kgo.Record{Topic: "opstream.requests", Value: []byte(`{"specversion":"1.0","id":"ce-1"}`)}
+		if contentType != "" {
+			rec.Headers = []kgo.RecordHeader{{Key: HeaderContentType, Value: []byte(contentType)}}
+		}
+		if _, err := DecodeCommand(rec); outcome(err) != "undecodable missing_header ce_specversion" || !strings.Contains(err.Error(), ContentStructured) {
+			t.Errorf("content type %q: expected an error that names %s, but got %v", contentType, ContentStructured, err)
+		}
 	}
 }
 

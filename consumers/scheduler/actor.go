@@ -229,15 +229,15 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs, and where the log ended then. It returns true when the topic's partition must not be fetched until
+// give takes fetched inputs, and how many records were on the log behind them then. It returns true when the topic's partition must not be fetched until
 // fetcher.resume. The fetcher calls it.
-func (a *actor) give(topic string, records []*kgo.Record, end int64) (pause bool) {
+func (a *actor) give(topic string, records []*kgo.Record, beyond int64) (pause bool) {
 	a.mu.Lock()
 	q := &a.reports
 	if topic == a.s.cfg.Topics.Requests() {
 		q = &a.requests
 	}
-	pause = q.add(records, end, a.s.cfg.QueueMax)
+	pause = q.add(records, beyond, a.s.cfg.QueueMax)
 	a.mu.Unlock()
 	a.signal()
 	return pause

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,11 +70,13 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
 	}
 	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20))
-	client, err := kafkaclient.New(bounds...)
+	// A caller may request within a transaction of Kafka's, and what it takes back was never asked for. The records that end
+	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet.
+	client, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())...)
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := kafkaclient.New(append(bounds, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
+	pulse, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
 	if err != nil {
 		client.Close()
 		return nil, err
@@ -117,7 +120,9 @@ func (f *fetcher) run(ctx context.Context) {
 				return
 			}
 			if a := f.actors[p.Partition]; a != nil {
-				if a.give(p.Topic, p.Records, p.HighWatermark) {
+				beyond := max(p.HighWatermark-p.Records[len(p.Records)-1].Offset-1, 0)
+				records := slices.DeleteFunc(p.Records, func(rec *kgo.Record) bool { return rec.Attrs.IsControl() })
+				if a.give(p.Topic, records, beyond) {
 					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
 				}
 			}

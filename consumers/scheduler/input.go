@@ -26,10 +26,10 @@ const queueBytes = 32 << 20
 // lag is how many records are to be decided, as far as is known.
 func (q *inputs) lag() int64 { return int64(len(q.waiting)) + q.beyond }
 
-// add takes fetched records, and the end of the log as it was then. It returns true when no more are to be fetched for now.
-func (q *inputs) add(records []*kgo.Record, end int64, queueMax int) (pause bool) {
+// add takes fetched records, and how many were on the log behind them then. It returns true when no more are to be fetched for now.
+func (q *inputs) add(records []*kgo.Record, beyond int64, queueMax int) (pause bool) {
 	q.waiting = append(q.waiting, records...)
-	q.beyond = max(end-records[len(records)-1].Offset-1, 0)
+	q.beyond = beyond
 	for _, rec := range records {
 		q.bytes += len(rec.Key) + len(rec.Value)
 	}
@@ -184,7 +184,8 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (o
 	var refusal *schemas.Refusal
 	switch {
 	case errors.As(err, &refusal):
-		a.engine.Refuse(&c, refusal.Code, refusal.Error(), t)
+		rejection := refusal.Rejection()
+		a.engine.Refuse(&c, rejection.Code, rejection.Reason, t)
 		return cause, nil
 	case err != nil:
 		a.bury(original, err)

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -44,6 +45,12 @@ func start(t testing.TB, on service, owner string, change ...func(*Config)) (sto
 	if err != nil {
 		t.Fatal(err)
 	}
+	return run(t, s)
+}
+
+// run runs s until the returned function is called or the test ends.
+func run(t testing.TB, s *Scheduler) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -395,13 +402,13 @@ func testBadInputIsAnsweredOrSetAside(t *testing.T, on service) {
 	})
 	refused := false
 	for _, ev := range j.events {
-		refused = refused || ev.Kind == operation.Rejected && ev.ID == "bad" && ev.Code == schemas.InvalidName
+		refused = refused || ev.Kind == operation.Rejected && ev.ID == "bad" && ev.Code == schemas.InvalidName && strings.HasPrefix(ev.Reason, "type: ")
 		if ev.Kind == operation.Rejected {
 			t.Logf("%s: %s %s", ev.ID, ev.Code, ev.Reason)
 		}
 	}
 	if !refused {
-		t.Error("expected the request with an invalid type to be refused in the journal")
+		t.Error("expected the request with an invalid type to be refused in the journal, with the field and what is wrong with it")
 	}
 	dead, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.ConsumeTopics(on.topics.DeadLetter()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 	if err != nil {
@@ -414,6 +421,60 @@ func testBadInputIsAnsweredOrSetAside(t *testing.T, on service) {
 	if n := fetches.NumRecords(); n != 1 {
 		t.Errorf("expected one dead letter, but got %d", n)
 	}
+}
+
+// A request in a transaction counts when the transaction is committed, and not at all when it is aborted. The transaction's own
+// records are no requests that somebody still has to decide.
+func TestRequestsOfATransactionCountWhenItCommits(t *testing.T) {
+	each(t, 1, testRequestsOfATransactionCountWhenItCommits)
+}
+
+func testRequestsOfATransactionCountWhenItCommits(t *testing.T, on service) {
+	s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "one", Engine: partition.Config{Lease: 3 * time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, s)
+	w := newSession(t, on, "w1")
+	go w.serve(t.Context(), succeed)
+	j := watch(t, on)
+	crm, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.TransactionalID(on.topics.Requests()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer crm.Close()
+	for _, tx := range []struct {
+		id  string
+		end kgo.TransactionEndTry
+	}{{"aborted", kgo.TryAbort}, {"committed", kgo.TryCommit}, {"aborted-at-last", kgo.TryAbort}} {
+		if err := crm.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := crm.ProduceSync(t.Context(), schemas.EncodeRequest(on.topics, request(t, "org", tx.id, ""))).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := crm.EndTransaction(t.Context(), tx.end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "plain", "")))
+	j.until(j.ended(2))
+	for _, id := range []operation.ID{"aborted", "aborted-at-last"} {
+		if got := j.states[partition.Ref{Org: "org", ID: id}]; got != nil {
+			t.Errorf("%s: expected what was taken back not to be accepted, but it is %s", id, got.Status)
+		}
+	}
+	if err := crm.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := crm.ProduceSync(t.Context(), schemas.EncodeRequest(on.topics, request(t, "org", "last", ""))).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := crm.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	j.until(j.ended(3))
+	untilStatus(t, s, "no request left to decide", func(s Status) bool { return s.Undecided == 0 })
 }
 
 func TestFailedOperationIsRetriedByHandWithCorrectedInput(t *testing.T) {

@@ -29,23 +29,9 @@ func testStatusTellsWhatWaits(t *testing.T, on service) {
 			t.Error(err)
 		}
 	}()
-	// until waits for a status of the partition, which changes a moment after the journal.
 	until := func(what string, so func(Status) bool) {
 		t.Helper()
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		limit := time.After(30 * time.Second)
-		for {
-			all := s.Status()
-			if len(all) == 1 && so(all[0]) {
-				return
-			}
-			select {
-			case <-tick.C:
-			case <-limit:
-				t.Fatalf("expected %s, but got %+v", what, all)
-			}
-		}
+		untilStatus(t, s, what, so)
 	}
 	until("an active partition", func(s Status) bool { return s.Active })
 	put := func(ids ...string) {
@@ -80,4 +66,23 @@ func testStatusTellsWhatWaits(t *testing.T, on service) {
 	until("nothing to be left", func(s Status) bool { return s.Live == 0 && s.Waiting[operation.WaitResources] == 0 && s.Backlog == 0 })
 	stop()
 	<-served
+}
+
+// untilStatus waits for a status of the only partition, which changes a moment after the journal.
+func untilStatus(t *testing.T, s *Scheduler, what string, so func(Status) bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(30 * time.Second)
+	for {
+		all := s.Status()
+		if len(all) == 1 && so(all[0]) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("expected %s, but got %+v", what, all)
+		}
+	}
 }

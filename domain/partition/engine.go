@@ -303,9 +303,15 @@ func (e *Engine) Do(c *operation.Command, now operation.Time) (need operation.Pl
 	ref := Ref{c.Org, c.ID}
 	o := e.ops[ref]
 	// A submit is known by its operation's id: two requests that came in one event of their sender are still two.
-	if c.CommandID != "" && c.Kind != operation.Submit && e.known.find(hashID(kindCommand, c.Org, c.CommandID)) != nil {
-		e.unchanged(c, e.status(ref, o), now)
-		return 0, false
+	if c.CommandID != "" && c.Kind != operation.Submit {
+		if k := e.known.find(hashID(kindCommand, c.Org, c.CommandID)); k != nil {
+			if k.Body != 0 && k.Body != commandHash(c.Kind, c.ID) { // 0: remembered by a version that did not tell them apart
+				e.refuse(c, &operation.Rejection{Code: operation.KeyReused, Reason: operation.Reasons[operation.KeyReused]}, now)
+			} else {
+				e.unchanged(c, e.status(ref, o), now)
+			}
+			return 0, false
+		}
 	}
 	switch {
 	case c.Kind == operation.Submit:
@@ -443,7 +449,7 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	// A refused command changed nothing. Its sender may give it again under the same id when what it was refused for has
 	// passed or was mended, and must not be told then that it is done.
 	if ev.CommandID != "" && ev.Kind != operation.Rejected {
-		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID)})
+		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID), Body: commandHash(asked(ev), ev.ID)})
 	}
 	if !ev.Kind.Changes() {
 		return
@@ -490,6 +496,32 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	}
 	e.blocked(o, up, blocked)
 	e.index(o, ev, before)
+}
+
+// asked returns the command that led to an event with a CommandID.
+func asked(ev *operation.Event) operation.CommandKind {
+	switch ev.Kind {
+	case operation.Unchanged:
+		return ev.Command
+	case operation.CancelRequested, operation.Canceled:
+		return operation.Cancel
+	case operation.PauseRequested:
+		if ev.Until != 0 {
+			return operation.Postpone
+		}
+		return operation.Pause
+	case operation.Paused:
+		return operation.Pause
+	case operation.Resumed:
+		return operation.Resume
+	case operation.Postponed:
+		return operation.Postpone
+	case operation.Retried:
+		return operation.Retry
+	case operation.Deleted:
+		return operation.Delete
+	}
+	return operation.Submit
 }
 
 // index keeps queues, timers, chains and sessions in step with a change of o.

@@ -31,10 +31,16 @@ func bodyHash(raw []byte) uint64 {
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
+// commandHash tells two commands under one id apart: what is asked for, and of which operation.
+func commandHash(kind operation.CommandKind, id operation.ID) uint64 {
+	var buf [160]byte
+	return bodyHash(append(append(buf[:0], byte(kind)), id...))
+}
+
 // Known is an id that the partition has seen and that is not live: an operation that has ended, or a command.
 type Known struct {
 	Hash   IDHash
-	Body   uint64 // of the operation's request; 0 for a command
+	Body   uint64 // of the operation's request, or of the command
 	Status operation.Status
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/internal/api/apitest"
+	"github.com/opstream/opstream/schemas"
 )
 
 var update = flag.Bool("update", false, "write openapi.json from openapi.yaml")
@@ -38,6 +39,31 @@ func TestDocumentAsJSONIsCurrent(t *testing.T) {
 }
 
 func TestTheDocumentIsSound(t *testing.T) { apitest.Load(t, "process").Sound(t) }
+
+// What the document says of a parameter's length is what the service takes, so that callers who keep to it are not refused.
+func TestLengthsOfParameters(t *testing.T) {
+	var document struct {
+		Components struct {
+			Parameters map[string]struct {
+				Schema struct {
+					MaxLength int `json:"maxLength"`
+				} `json:"schema"`
+			} `json:"parameters"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(api.OpenAPIJSON, &document); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{
+		"PartitionKey": schemas.MaxText, "DependencyToken": schemas.MaxText, "By": schemas.MaxText, "Reason": schemas.MaxReason,
+		"PathOrganization": schemas.MaxOrganization, "PathId": schemas.MaxID, "IdempotencyKey": schemas.MaxID,
+		"Organization": 0, "Token": 0, "CorrelationId": 0, "EventId": 0, // of what nobody can have there is nothing
+	} {
+		if got := document.Components.Parameters[name].Schema.MaxLength; got != want {
+			t.Errorf("%s: expected maxLength %d (0 for none), but got %d", name, want, got)
+		}
+	}
+}
 
 // Every operation has one tag, and there is somebody who serves it and proves that (see package apitest).
 func TestEveryOperationHasAnOwner(t *testing.T) {

@@ -220,7 +220,17 @@ func guarded(log *slog.Logger, handle func(http.ResponseWriter, *http.Request) e
 			panic(http.ErrAbortHandler)
 		}()
 		err := handle(w, r)
-		if err == nil || r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		if err == nil {
+			return
+		}
+		if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+			if !w.begun {
+				// Most likely nobody is there any more. But a client may have closed its own side alone, and would be told 200 if
+				// nothing was written.
+				//
+				// invariant: net/http's own signal to cut the connection
+				panic(http.ErrAbortHandler)
+			}
 			return
 		}
 		p := ProblemOf(err)

@@ -3,8 +3,10 @@ package api_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -152,6 +154,32 @@ func TestAPanicAfterTheAnswerHasBegunCutsTheConnection(t *testing.T) {
 	defer resp.Body.Close()
 	if body, err := io.ReadAll(resp.Body); err == nil {
 		t.Errorf("expected the connection to be cut, but got a whole answer %q", body)
+	}
+}
+
+// A client that has closed its side of the connection has left, as far as net/http can tell. If it still listens, it must not
+// take the end of a handler that has given up for an answer.
+func TestAClientThatHasClosedItsSideIsNotToldThatAllIsWell(t *testing.T) {
+	server := httptest.NewServer(api.Handler(slog.New(slog.NewTextHandler(t.Output(), nil)), api.Route{
+		Method: "GET", Path: "/v1/status", Handle: func(_ http.ResponseWriter, r *http.Request) error {
+			<-r.Context().Done()
+			return fmt.Errorf("waiting for the end: %w", r.Context().Err())
+		},
+	}))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /v1/status HTTP/1.1\r\nHost: test\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(conn); len(got) > 0 {
+		t.Errorf("expected the connection to be cut, but got the answer %q", got)
 	}
 }
 
