@@ -133,6 +133,7 @@ type partition struct {
 	nextAt  operation.Time // of the last event written
 	end     int64          // of the journal, as far as it is known
 	stopped error
+	strange bool // its end is another history, which was logged
 	waiters map[*waiter]struct{}
 }
 
@@ -475,6 +476,11 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 		if ok {
 			part.at = entry.Event.At
 			b.entries = append(b.entries, entry)
+		}
+	}
+	if strange := part.chain.AtEnd(); part.chain.Next >= f.HighWatermark && part.strange != (strange != nil) {
+		if part.strange = strange != nil; part.strange {
+			p.config.Log.Error("the end of the journal is void and reads like a history of its own; unless that changes at once, records are missing from the tables: see opstream verify", slog.Int("partition", int(f.Partition)), slog.Any("err", strange))
 		}
 	}
 	if part.chain.Next > before {
