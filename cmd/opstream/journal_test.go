@@ -385,6 +385,15 @@ func TestVerify(t *testing.T) {
 
 	j.event(1, ends(operation.Succeeded, "fabrikam", "one"))
 	j.run("verify", "--database", path).expect(t, exitOK, "the tables are 1 records behind the journal, in the partitions 1")
+
+	cut := newJournalOn(t)
+	cut.event(0, operation.Event{Kind: operation.Opened, Owner: "a scheduler"})
+	cut.run("verify", "--database", path).expect(t, exitDiffers, "THE JOURNAL ENDS BEFORE THE TABLES", "by 7 records, in the partitions 0 1", "restore the journal")
+	r = cut.run("verify", "--database", path, "-o", "json")
+	r.expect(t, exitDiffers)
+	if v := lines[verification](t, r.out)[0]; v.Lost["0"] != 4 || v.Lost["1"] != 3 {
+		t.Errorf("expected to be told what the journal has lost, but got %+v", v)
+	}
 	j.project(path)
 
 	db, err := sql.Open("sqlite", path)

@@ -326,7 +326,7 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (fr
 		part.next, part.nextAt, part.end = h.Next, h.At, max(end, part.end)
 		part.wake()
 		if h.Next > end {
-			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; rebuild the tables: remove their database and start again", h.Next, end))
+			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; keep both, and restore the journal from a copy; only if it is meant to be another one remove the tables' database and start again", h.Next, end))
 		}
 		if part.stopped == nil {
 			from[n] = kgo.NewOffset().At(h.Next)
