@@ -41,6 +41,7 @@ type Report struct {
 	Rejections  int64           // rejections compared
 	Counts      int64           // counts compared
 	Lag         map[int32]int64 // offsets by which the tables are behind the journal's end, where they are
+	Lost        map[int32]int64 // offsets by which the journal ends before the tables, where it does: it is not the one that they were made from
 	Differing   int64           // all differences
 	Differences []Difference    // the first of them
 }
@@ -243,6 +244,12 @@ func (v *verifier) fold(ctx context.Context, p Position) error {
 	if err != nil {
 		return fmt.Errorf("read partition %d of the journal: %w", p.Partition, err)
 	}
+	if got.Next < p.Next {
+		if v.report.Lost == nil {
+			v.report.Lost = map[int32]int64{}
+		}
+		v.report.Lost[p.Partition] = p.Next - got.Next
+	}
 	if got.Next != p.Next || got.At != p.At || !bytes.Equal(got.Chain, p.Chain) {
 		v.differ(Difference{Partition: p.Partition, Place: -1, What: "the position", Want: positionText(got), Have: positionText(p)})
 	}
@@ -260,7 +267,7 @@ func (v *verifier) fold(ctx context.Context, p Position) error {
 }
 
 func positionText(p Position) string {
-	return fmt.Sprintf("offset %d, chain %x, time %v", p.Next, p.Chain, p.At.Go())
+	return fmt.Sprintf("offset %d, chain %.150q, time %v", p.Next, p.Chain, p.At.Go())
 }
 
 func rejectionSum(r *Rejection) uint64 {

@@ -205,6 +205,22 @@ func (c *Chain) other(rec *kgo.Record, prev, chain []byte) (Verdict, error) {
 	return Void, nil
 }
 
+// AtEnd is for who has read a partition to its end: it is an *[ErrBroken] when that end is another history, which no valid record
+// follows. Check cannot know that there is none, and takes such records for a stale writer's, as long as they are not too many. But a
+// writer's first record continues the history wherever that stands, so the last word of a partition is a valid one, but for the moment in
+// which a new owner has not spoken yet. If it stays, a record was removed or moved: everything behind it is void then to
+// whoever reads from the beginning, and its writers, who know the end, go on after it.
+func (c *Chain) AtEnd() error {
+	if c.Alt == 0 {
+		return nil
+	}
+	first := int64(0)
+	if c.Sum != [32]byte{} {
+		first = c.Last + 1
+	}
+	return &ErrBroken{first, fmt.Sprintf("from here on no record continues the history, though the last %d stand at their places and continue one another: a record was removed, or moved", c.Alt)}
+}
+
 // MarshalText writes the chain for a checkpoint or a projection's position: next, last and hash, with dots between, then
 // the other history if there is one.
 func (c Chain) MarshalText() ([]byte, error) { return c.append(nil), nil }

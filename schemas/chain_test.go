@@ -340,6 +340,43 @@ func TestChainLeavesOneHistory(t *testing.T) {
 	}
 }
 
+// TestChainAtItsEnd reads journals to their ends: one that ends in another history than its own is not whole.
+func TestChainAtItsEnd(t *testing.T) {
+	all, _ := sealed(Chain{}, "a", "b", "c", "d", "e", "f")
+	stale, _ := sealed(Chain{Next: 2}, "x", "y") // as if nothing had been before them
+	owner := func(next int64) []*kgo.Record {
+		_, known := sealed(Chain{}, "a", "b")
+		known.Next = next
+		recs, _ := sealed(known, "opened")
+		return recs
+	}
+	for _, c := range []struct {
+		name     string
+		recs     []*kgo.Record
+		verdicts string
+		offset   int64 // at which it is broken, -1 for nowhere
+	}{
+		{"nothing", nil, "", -1},
+		{"whole", all, "VVVVVV", -1},
+		{"another record instead of the third", append(append(all[:2:2], logRecord("z")), all[3:]...), "VV----", 2},
+		{"the third and the fourth have changed places", append(append(all[:2:2], all[3], all[2]), all[4:]...), "VV----", 2},
+		{"another record instead of the first", append([]*kgo.Record{logRecord("z")}, all[1:]...), "------", 0},
+		{"another record instead of the last", append(all[:5:5], logRecord("z")), "VVVVV-", -1}, // nothing tells of it
+		{"a stale writer, and the owner after it", append(append(all[:2:2], stale...), owner(4)...), "VV--V", -1},
+		{"a stale writer, and nobody after it", append(all[:2:2], stale...), "VV--", 2},
+	} {
+		var chain Chain
+		if got := verdicts(t, &chain, log(c.recs...)); got != c.verdicts {
+			t.Errorf("%s: expected %s, but got %s", c.name, c.verdicts, got)
+		}
+		err := chain.AtEnd()
+		var broken *ErrBroken
+		if errors.As(err, &broken) != (c.offset >= 0) || broken != nil && broken.Offset != c.offset {
+			t.Errorf("%s: expected the chain to be broken at %d, but got %v", c.name, c.offset, err)
+		}
+	}
+}
+
 func TestChainText(t *testing.T) {
 	for _, c := range []Chain{{}, {Next: 17, Last: 16, Sum: [32]byte{31: 1}}, {Next: 1 << 62, Last: 5, Alt: 3, AltSum: [32]byte{1}}} {
 		var got Chain

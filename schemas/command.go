@@ -214,6 +214,16 @@ func KeyOf(rec *kgo.Record, c *operation.Command) []byte {
 	return []byte(operation.Key(c.Org, "", "", c.ID))
 }
 
+// KeyToKeep is KeyOf where a request can have that key, and else the key of an operation that has none of its own: the record's
+// sender may have put anything there, and it is to stand in the journal.
+func KeyToKeep(rec *kgo.Record, c *operation.Command) []byte {
+	key := KeyOf(rec, c)
+	if len(key)-len(c.Org)-1 > MaxText || !clean(string(key)) {
+		return []byte(operation.Key(c.Org, "", "", c.ID))
+	}
+	return key
+}
+
 // ExpectedPartition is the partition of n on which a decoded record of the topic requests should stand; on any other, it
 // has to be forwarded.
 func ExpectedPartition(rec *kgo.Record, c *operation.Command, n int32) int32 {

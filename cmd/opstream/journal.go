@@ -271,7 +271,7 @@ func (j *journal) read(ctx context.Context, s *selection, n int32, chain *schema
 			}
 		}
 	}
-	return nil
+	return chain.AtEnd()
 }
 
 func (j *journal) consume(from map[int32]int64) (*kgo.Client, error) {

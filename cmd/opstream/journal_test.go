@@ -81,6 +81,13 @@ func (j *journalOn) forged(n int32, e operation.Event) {
 	j.produce(rec)
 }
 
+// replaced appends an event of which only the offset is left: somebody has put another record there.
+func (j *journalOn) replaced(n int32, e operation.Event) {
+	j.t.Helper()
+	j.chains[n].Seal(j.encode(n, &e))
+	j.produce(&kgo.Record{Partition: n, Value: []byte("{}")})
+}
+
 func requested(org string, id operation.ID) operation.Event {
 	q := &operation.Request{ID: id, Organization: org, Type: "bulk-email", Priority: operation.PriorityDefault}
 	q.Raw = schemas.AppendRequest(nil, q)
@@ -207,6 +214,25 @@ func TestJournalWithABrokenChain(t *testing.T) {
 	}
 }
 
+// TestJournalWithoutARecord takes a record out of the middle. What stands behind it is void then, and must not be left out without
+// a word, nor must tables that were made from the rest be called right.
+func TestJournalWithoutARecord(t *testing.T) {
+	t.Parallel()
+	j := newJournalOn(t)
+	j.fill()
+	j.replaced(1, operation.Event{Kind: operation.Started, Org: "fabrikam", ID: "one", Attempt: 1, Session: "s1", StartedAt: j.now})
+	j.event(1, ends(operation.Succeeded, "fabrikam", "one"))
+	j.event(1, requested("fabrikam", "two"))
+	r := j.run("journal", "export")
+	r.expect(t, exitFailed, "partition 1: THE CHAIN IS BROKEN at offset 3", "a record was removed, or moved")
+	if got, want := places(t, r.out), "0-0 0-1 0-3 0-4 1-0 1-1 1-2"; got != want {
+		t.Errorf("expected %s, but got %s", want, got)
+	}
+	path := filepath.Join(t.TempDir(), "tables.db")
+	j.project(path)
+	j.run("verify", "--database", path).expect(t, exitFailed, "THE CHAIN IS BROKEN", "at offset 3")
+}
+
 func TestJournalWithAnEventOfALaterVersion(t *testing.T) {
 	t.Parallel()
 	j := newJournalOn(t)
@@ -310,42 +336,45 @@ func TestNoBroker(t *testing.T) {
 	}
 }
 
+// project makes the tables, or brings them up to date.
+func (j *journalOn) project(path string) {
+	t := j.t
+	t.Helper()
+	store, err := sqlite.Open(t.Context(), path, sqlite.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := projector.New(projector.Config{
+		Store: store, Topics: j.topics, Client: []kgo.Opt{kgo.SeedBrokers(j.seeds...), kgo.FetchMaxWait(100 * time.Millisecond)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	for n := range j.chains {
+		waiting, stop := context.WithTimeout(t.Context(), 20*time.Second)
+		if err := p.WaitFor(waiting, int32(n), operation.Place(j.chains[n].Next-1)); err != nil {
+			t.Errorf("wait for the tables: %v", err)
+		}
+		stop()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	j := newJournalOn(t)
 	j.fill()
 	path := filepath.Join(t.TempDir(), databaseFile)
-	project := func() {
-		t.Helper()
-		store, err := sqlite.Open(t.Context(), path, sqlite.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := projector.New(projector.Config{
-			Store: store, Topics: j.topics, Client: []kgo.Opt{kgo.SeedBrokers(j.seeds...), kgo.FetchMaxWait(100 * time.Millisecond)},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- p.Run(ctx) }()
-		for n := range j.chains {
-			waiting, stop := context.WithTimeout(t.Context(), 20*time.Second)
-			if err := p.WaitFor(waiting, int32(n), operation.Place(j.chains[n].Next-1)); err != nil {
-				t.Errorf("wait for the tables: %v", err)
-			}
-			stop()
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		if err := store.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	project()
+	j.project(path)
 	j.run("verify", "--database", path).expect(t, exitOK, "verified in", "void records      1", "events            7", "operations        2")
 	j.run("verify", "--database", "sqlite:"+path).expect(t, exitOK)
 	r := j.run("verify", "--data", filepath.Dir(path), "-o", "json")
@@ -356,7 +385,16 @@ func TestVerify(t *testing.T) {
 
 	j.event(1, ends(operation.Succeeded, "fabrikam", "one"))
 	j.run("verify", "--database", path).expect(t, exitOK, "the tables are 1 records behind the journal, in the partitions 1")
-	project()
+
+	cut := newJournalOn(t)
+	cut.event(0, operation.Event{Kind: operation.Opened, Owner: "a scheduler"})
+	cut.run("verify", "--database", path).expect(t, exitDiffers, "THE JOURNAL ENDS BEFORE THE TABLES", "by 7 records, in the partitions 0 1", "restore the journal")
+	r = cut.run("verify", "--database", path, "-o", "json")
+	r.expect(t, exitDiffers)
+	if v := lines[verification](t, r.out)[0]; v.Lost["0"] != 4 || v.Lost["1"] != 3 {
+		t.Errorf("expected to be told what the journal has lost, but got %+v", v)
+	}
+	j.project(path)
 
 	db, err := sql.Open("sqlite", path)
 	if err != nil {

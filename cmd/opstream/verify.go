@@ -34,6 +34,7 @@ type verification struct {
 	Rejections  int64            `json:"rejections"`
 	Counts      int64            `json:"counts"`
 	Behind      map[string]int64 `json:"behind,omitempty"` // by partition: offsets that the tables do not have yet
+	Lost        map[string]int64 `json:"lost,omitempty"`   // by partition: offsets that the tables have and the journal has not
 	Differing   int64            `json:"differing"`
 	Differences []difference     `json:"differences,omitempty"`
 	TookMs      int64            `json:"tookMs"`
@@ -64,7 +65,8 @@ yet is reported as how far they are behind, not as a difference. With --data and
 --brokers the service need not run: the folder's own journal is read.
 
 The exit code is 6 when the tables are not what the journal says. They can then be thrown
-away and made again from it. A chain that is broken ends verify with exit code 1.`,
+away and made again from it, unless the journal ends before them: then it has lost records,
+and the tables are what is left of those. A chain that is broken ends verify with exit code 1.`,
 		Example: `  opstream verify --data ./data
   opstream verify --brokers kafka-1:9092 --database ./tables.db --output json
   opstream verify --brokers kafka-1:9092 --database postgres://opstream@db/opstream`,
@@ -238,12 +240,7 @@ func verify(ctx context.Context, store projections.Store, journal projector.Jour
 		Operations: report.Operations, Rejections: report.Rejections, Counts: report.Counts,
 		Differing: report.Differing, TookMs: time.Since(source.begun).Milliseconds(),
 	}
-	for n, lag := range report.Lag {
-		if v.Behind == nil {
-			v.Behind = map[string]int64{}
-		}
-		v.Behind[strconv.Itoa(int(n))] = lag
-	}
+	v.Behind, v.Lost = byPartition(report.Lag), byPartition(report.Lost)
 	for _, d := range report.Differences {
 		v.Differences = append(v.Differences, difference{
 			Partition: d.Partition, Place: int64(d.Place), Organization: d.Org, ID: string(d.ID), What: d.What, Journal: d.Want, Tables: d.Have,
@@ -252,17 +249,34 @@ func verify(ctx context.Context, store projections.Store, journal projector.Jour
 	return v, err
 }
 
-// show prints the answer for people.
-func (v *verification) show(cmd *cobra.Command) error {
-	out := cmd.OutOrStdout()
-	behind, parts := int64(0), make([]int, 0, len(v.Behind))
-	for n, lag := range v.Behind {
-		behind += lag
+// byPartition has the partitions' numbers as JSON does; nil without any.
+func byPartition(offsets map[int32]int64) map[string]int64 {
+	var out map[string]int64
+	for n, offset := range offsets {
+		if out == nil {
+			out = map[string]int64{}
+		}
+		out[strconv.Itoa(int(n))] = offset
+	}
+	return out
+}
+
+// partitionsOf lists the partitions in order, and the sum of what they have.
+func partitionsOf(offsets map[string]int64) (list string, sum int64) {
+	parts := make([]int, 0, len(offsets))
+	for n, offset := range offsets {
+		sum += offset
 		if n, err := strconv.Atoi(n); err == nil {
 			parts = append(parts, n)
 		}
 	}
 	slices.Sort(parts)
+	return strings.Trim(fmt.Sprint(parts), "[]"), sum
+}
+
+// show prints the answer for people.
+func (v *verification) show(cmd *cobra.Command) error {
+	out := cmd.OutOrStdout()
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	rows := newTable(out, "COMPARED", "COUNT")
 	rows.row("partitions", strconv.Itoa(v.Partitions))
@@ -296,10 +310,15 @@ func (v *verification) show(cmd *cobra.Command) error {
 		if more := v.Differing - int64(len(v.Differences)); more > 0 {
 			fmt.Fprintf(out, "and %d more\n", more)
 		}
-		fmt.Fprintf(out, "\nDIFFERENT (found in %s): the tables are not what the journal says; throw them away, they are made again from it\n", took)
+		if lost, n := partitionsOf(v.Lost); n > 0 {
+			fmt.Fprintf(out, "\nTHE JOURNAL ENDS BEFORE THE TABLES (found in %s), by %d records, in the partitions %s: it has lost them, or is another one; "+
+				"keep both as they are, and restore the journal from a copy\n", took, n, lost)
+		} else {
+			fmt.Fprintf(out, "\nDIFFERENT (found in %s): the tables are not what the journal says; throw them away, they are made again from it\n", took)
+		}
 	}
-	if behind > 0 {
-		fmt.Fprintf(out, "the tables are %d records behind the journal, in the partitions %s\n", behind, strings.Trim(fmt.Sprint(parts), "[]"))
+	if parts, behind := partitionsOf(v.Behind); behind > 0 {
+		fmt.Fprintf(out, "the tables are %d records behind the journal, in the partitions %s\n", behind, parts)
 	}
 	return nil
 }

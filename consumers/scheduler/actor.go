@@ -34,8 +34,9 @@ type actor struct {
 
 	flow flow
 
-	burials []chan error // dead letters that are not known to be on the log
-	unsent  []appended   // forwarded requests whose signals recovery could not tell to be sent
+	keys    map[operation.Cause][]byte // of commands that were decided since the last append, see remember
+	burials []chan error               // dead letters that are not known to be on the log
+	unsent  []appended                 // forwarded requests whose signals recovery could not tell to be sent
 
 	wake chan struct{} // holds one token when there is something to look at
 
@@ -71,7 +72,7 @@ type ack struct {
 }
 
 func newActor(s *Scheduler, p int32, seen *status, log *slog.Logger) *actor {
-	return &actor{s: s, p: p, log: log, seen: seen, wake: make(chan struct{}, 1)}
+	return &actor{s: s, p: p, log: log, seen: seen, wake: make(chan struct{}, 1), keys: map[operation.Cause][]byte{}}
 }
 
 // errDisplaced ends an actor whose append did not land where it was decided for: another writer was faster.
@@ -285,6 +286,7 @@ func (a *actor) takeBeats(t operation.Time, cause *operation.Cause) {
 // append seals and sends the events that were decided since the last call.
 func (a *actor) append() {
 	events := a.engine.Take()
+	defer clear(a.keys)
 	if len(events) == 0 {
 		return
 	}
@@ -294,7 +296,7 @@ func (a *actor) append() {
 	topic := a.s.cfg.Topics.Journal()
 	for i := range events {
 		ev := &events[i]
-		rec := schemas.EncodeEvent(ev, a.key(ev), a.p)
+		rec := schemas.EncodeEvent(ev, a.key(ev, a.engine.Of(i)), a.p)
 		rec.Topic, rec.Partition = topic, a.p
 		a.chain.Seal(rec)
 		if ev.Kind == operation.Dispatched {
@@ -311,16 +313,17 @@ func (a *actor) append() {
 	}
 }
 
-// key is the partition key that the event's record carries.
-func (a *actor) key(ev *operation.Event) []byte {
-	if ev.Request != nil {
-		return []byte(ev.Request.Key())
-	}
-	if s := a.engine.State(ev.Org, ev.ID); s != nil && s.Request != nil {
-		return []byte(s.Request.Key())
+// key is the partition key that the event's record carries: that of its operation's request. When the engine does not know the operation
+// (any more), it is the one under which the command came.
+func (a *actor) key(ev *operation.Event, of *operation.Request) []byte {
+	if of != nil {
+		return []byte(of.Key())
 	}
 	if ev.Org == "" {
 		return nil
+	}
+	if key, ok := a.keys[ev.Cause]; ok {
+		return key
 	}
 	return []byte(operation.Key(ev.Org, "", "", ev.ID))
 }

@@ -184,6 +184,7 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (o
 	var refusal *schemas.Refusal
 	switch {
 	case errors.As(err, &refusal):
+		a.remember(rec, &c)
 		rejection := refusal.Rejection()
 		a.engine.Refuse(&c, rejection.Code, rejection.Reason, t)
 		return cause, nil
@@ -191,10 +192,19 @@ func (a *actor) input(ctx context.Context, rec *kgo.Record, t operation.Time) (o
 		a.bury(original, err)
 		return cause, nil
 	}
+	a.remember(rec, &c)
 	if need, wants := a.engine.Do(&c, t); wants {
 		return cause, a.retry(ctx, &c, need, t)
 	}
 	return cause, nil
+}
+
+// remember keeps the key under which a command came until the events that follow from it are appended: the engine may not know its
+// operation. A request says its key by itself, and of an operation with an attempt the engine knows the request.
+func (a *actor) remember(rec *kgo.Record, c *operation.Command) {
+	if c.Request == nil && c.Org != "" && c.Kind.Request() {
+		a.keys[c.Cause] = schemas.KeyToKeep(rec, c)
+	}
 }
 
 // retry reads the request of an operation that has ended from the journal, and decides its retry by hand. The partition

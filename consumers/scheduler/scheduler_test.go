@@ -153,6 +153,7 @@ type journal struct {
 	chains map[int32]*schemas.Chain
 	states map[partition.Ref]*operation.State
 	events []operation.Event
+	keys   []string // of their records
 	void   int
 }
 
@@ -200,7 +201,7 @@ func (j *journal) read(rec *kgo.Record) {
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	j.events = append(j.events, ev)
+	j.events, j.keys = append(j.events, ev), append(j.keys, string(rec.Key))
 	ref := partition.Ref{Org: ev.Org, ID: ev.ID}
 	if j.states[ref] == nil {
 		j.states[ref] = &operation.State{}
@@ -266,6 +267,62 @@ func testOperationsRunInOrderAndEnd(t *testing.T, on service) {
 	}
 	if j.void != 0 {
 		t.Errorf("expected one history of a single writer, but %d records are void", j.void)
+	}
+}
+
+// Every record about an operation has the operation's key, also that of its end, with which the engine forgets it, and of what comes
+// after that: by the key others find what belongs together.
+func TestRecordsOfAnOperationHaveOneKey(t *testing.T) { each(t, 1, testRecordsOfAnOperationHaveOneKey) }
+
+func testRecordsOfAnOperationHaveOneKey(t *testing.T, on service) {
+	start(t, on, "one")
+	w := newSession(t, on, "w1")
+	go w.serve(t.Context(), succeed)
+	j := watch(t, on)
+	until := func(kind operation.EventKind, n int) {
+		t.Helper()
+		j.until(func() bool {
+			have := 0
+			for _, ev := range j.events {
+				if ev.Kind == kind {
+					have++
+				}
+			}
+			return have == n
+		})
+	}
+	command := func(kind operation.CommandKind, id operation.ID, commandID, key string) *kgo.Record {
+		return schemas.EncodeCommand(on.topics, &operation.Command{Kind: kind, Org: "org", ID: id, CommandID: commandID}, []byte(key))
+	}
+	submit := schemas.EncodeRequest(on.topics, request(t, "org", "a", "chain"))
+	produce(t, on, submit, schemas.EncodeRequest(on.topics, request(t, "org", "b", "chain")))
+	until(operation.Succeeded, 2)
+	produce(t, on, submit, command(operation.Pause, "a", "c1", "org/chain"), command(operation.Delete, "a", "c2", "org/chain"))
+	until(operation.Deleted, 1)
+	if len(j.events) == 0 || j.events[0].Kind != operation.Opened || j.keys[0] != "" {
+		t.Errorf("expected the partition to be opened by a record without a key, but got %q of %v", j.keys, j.events)
+	}
+	seen := map[operation.EventKind]bool{}
+	for i, ev := range j.events[1:] {
+		seen[ev.Kind] = true
+		if got := j.keys[i+1]; got != "org/chain" {
+			t.Errorf("expected the key org/chain of %v %s, but got %q", ev.Kind, ev.ID, got)
+		}
+	}
+	for _, kind := range []operation.EventKind{operation.Requested, operation.Dispatched, operation.Released, operation.Succeeded, operation.Unchanged, operation.Rejected, operation.Deleted} {
+		if !seen[kind] {
+			t.Errorf("expected an event %v, but there is none", kind)
+		}
+	}
+
+	// What no request can have as a key does not get into the journal, which nobody could read then.
+	before := len(j.events)
+	odd, long := command(operation.Pause, "c", "c3", "org/c"), command(operation.Pause, "d", "c4", "org/d")
+	odd.Key, long.Key = []byte("org/\xff"), []byte("org/"+strings.Repeat("k", schemas.MaxText+1))
+	produce(t, on, odd, long)
+	until(operation.Rejected, 3)
+	if got := j.keys[before:]; len(got) != 2 || got[0] != "org/c" || got[1] != "org/d" {
+		t.Errorf("expected the keys org/c and org/d, but got %q", got)
 	}
 }
 

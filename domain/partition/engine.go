@@ -125,7 +125,9 @@ type Engine struct {
 	heard    operation.Time      // heartbeats are known up to here
 	ticked   operation.Time      // by the leases' clock; 0 when the wall clock is taken for it
 
-	out      []operation.Event // of the current batch
+	out      []operation.Event    // of the current batch
+	of       []*operation.Request // of the operations that out is about
+	took     []*operation.Request // the same of the last Take
 	scratch  []operation.Event
 	asked    []*readyQueue
 	settling []*chain // chains that have to be looked at
@@ -221,11 +223,16 @@ func (e *Engine) State(org string, id operation.ID) *operation.State {
 // the next step.
 func (e *Engine) Take() []operation.Event {
 	out := e.out
-	if e.out = e.out[:0]; cap(e.out) > keepMax {
-		e.out = nil
+	e.took = e.of
+	if e.out, e.of = e.out[:0], e.of[:0]; cap(e.out) > keepMax {
+		e.out, e.of = nil, nil
 	}
 	return out
 }
+
+// Of returns the request of the operation that the i-th event of the last [Engine.Take] is about, also when that operation has
+// ended by now; nil where the engine does not know it. It is good as long as the events are.
+func (e *Engine) Of(i int) *operation.Request { return e.took[i] }
 
 // keepMax is the capacity above which an array for a batch is not kept for the next one.
 const keepMax = 1 << 12
@@ -250,14 +257,28 @@ func (e *Engine) Read(c operation.Cause) bool {
 // emit applies events that were decided and puts them into the batch. They are o's, if that is not nil.
 func (e *Engine) emit(events []operation.Event, o *op) {
 	for i := range events {
+		e.of = append(e.of, requestOf(&events[i], o)) // before the event: it may be the operation's last
 		e.apply(&events[i], o)
 	}
 	e.out = append(e.out, events...)
 }
 
-func (e *Engine) one(ev operation.Event) {
+// requestOf is the request of the operation that ev is about, which is o unless that is nil.
+func requestOf(ev *operation.Event, o *op) *operation.Request {
+	if ev.Request != nil || o == nil {
+		return ev.Request
+	}
+	return o.state.Request
+}
+
+// one puts an event into the batch that changes no operation. It is o's, if that is not nil, and else follows from asked, if
+// that is not nil.
+func (e *Engine) one(ev operation.Event, o *op, asked *operation.Request) {
 	e.scratch = append(e.scratch[:0], ev)
-	e.emit(e.scratch, nil)
+	e.emit(e.scratch, o)
+	if last := len(e.of) - 1; e.of[last] == nil {
+		e.of[last] = asked
+	}
 }
 
 // time is now for events; in a partition it never goes back.
@@ -265,7 +286,7 @@ func (e *Engine) time(now operation.Time) operation.Time { return max(e.now, now
 
 // Open begins the history of one writer.
 func (e *Engine) Open(owner string, now operation.Time) {
-	e.one(operation.Event{Kind: operation.Opened, At: e.time(now), Owner: owner})
+	e.one(operation.Event{Kind: operation.Opened, At: e.time(now), Owner: owner}, nil, nil)
 }
 
 // Forward says that a request was put on this partition by mistake and is sent on to another one.
@@ -273,7 +294,7 @@ func (e *Engine) Forward(to int32, body []byte, cause operation.Cause, now opera
 	if e.Read(cause) {
 		return
 	}
-	e.one(operation.Event{Kind: operation.Forwarded, At: e.time(now), Cause: cause, To: to, Body: body})
+	e.one(operation.Event{Kind: operation.Forwarded, At: e.time(now), Cause: cause, To: to, Body: body}, nil, nil)
 }
 
 // Refuse journals that an input was refused at the border.
@@ -288,7 +309,7 @@ func (e *Engine) refuse(c *operation.Command, r *operation.Rejection, now operat
 	e.one(operation.Event{
 		Kind: operation.Rejected, Org: c.Org, ID: c.ID, At: now, Cause: c.Cause, CommandID: c.CommandID, By: c.By,
 		Attempt: c.Attempt, Session: c.Session, Command: c.Kind, Code: r.Code, Reason: r.Reason,
-	})
+	}, e.ops[Ref{c.Org, c.ID}], c.Request)
 }
 
 // Do decides a command and applies what follows. It returns the place of a journal event when it first needs the request
@@ -340,7 +361,7 @@ func (e *Engine) unchanged(c *operation.Command, s operation.Status, now operati
 		e.one(operation.Event{
 			Kind: operation.Unchanged, Org: c.Org, ID: c.ID, At: now, Cause: c.Cause, CommandID: c.CommandID,
 			By: c.By, Command: c.Kind, Status: s,
-		})
+		}, e.ops[Ref{c.Org, c.ID}], c.Request)
 	}
 }
 

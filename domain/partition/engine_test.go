@@ -109,6 +109,43 @@ func TestEventsOutliveTheStep(t *testing.T) {
 	}
 }
 
+// TestOf asks for the operations of a batch in which one ends and is asked for again.
+func TestOf(t *testing.T) {
+	e := partition.New(testConfig())
+	e.Open("w", t0)
+	e.Hear(&partition.Heartbeat{Session: "w", Types: []string{"mail"}, Room: 10, Lease: time.Hour}, t0)
+	c := submit("a", 0)
+	e.Do(c, t0)
+	e.Settle(c.Cause, t0)
+	e.Do(&operation.Command{
+		Kind: operation.Succeed, Org: "contoso", ID: "a", Attempt: 1, Session: "w", StartedAt: t0, Cause: operation.Cause{Topic: partition.Reports},
+	}, t0)
+	again := submit("a", 1)
+	e.Do(again, t0)
+	e.Do(&operation.Command{Kind: operation.Pause, Org: "contoso", ID: "a", Cause: operation.Cause{Topic: partition.Requests, Offset: 2}}, t0)
+	events := e.Take()
+	want := []struct {
+		kind operation.EventKind
+		of   *operation.Request
+	}{
+		{operation.Opened, nil},
+		{operation.Requested, c.Request},
+		{operation.Dispatched, c.Request},
+		{operation.Started, c.Request},
+		{operation.Succeeded, c.Request},
+		{operation.Unchanged, again.Request},
+		{operation.Rejected, nil},
+	}
+	if len(events) != len(want) {
+		t.Fatalf("expected %d events, but got %d", len(want), len(events))
+	}
+	for i, w := range want {
+		if events[i].Kind != w.kind || e.Of(i) != w.of {
+			t.Errorf("event %d: expected %v of %p, but got %v of %p", i, w.kind, w.of, events[i].Kind, e.Of(i))
+		}
+	}
+}
+
 // TestTimesNeverGoBack gives the engine a clock that is set back.
 func TestTimesNeverGoBack(t *testing.T) {
 	e := partition.New(testConfig())

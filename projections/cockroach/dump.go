@@ -1,6 +1,7 @@
 package cockroach
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -47,9 +48,12 @@ func (s *Store) Dump(ctx context.Context, v projections.Visitor) error {
 		}
 	}
 	if v.Rejection != nil {
-		if err := dumpRejections(ctx, tx, f.buckets, v.Rejection); err != nil {
+		if err := dumpRejections(ctx, tx, f.buckets, v); err != nil {
 			return fmt.Errorf("dump rejections: %w", err)
 		}
+	}
+	if err := dumpStrays(ctx, tx, f.buckets, v); err != nil {
+		return fmt.Errorf("look for rows that nobody finds: %w", err)
 	}
 	if v.Count == nil {
 		return nil
@@ -239,22 +243,86 @@ func addLater(ctx context.Context, tx pgx.Tx, bucket int16, to []dumped) error {
 	return rows.Err()
 }
 
-func dumpRejections(ctx context.Context, tx pgx.Tx, buckets int, show func(*projections.Rejection) error) error {
-	read := func(bucket int16, beyond int64) ([]projections.Rejection, error) {
-		rows, err := tx.Query(ctx, "SELECT key, at, body FROM rejections WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3", bucket, beyond, dumpRows)
+func dumpRejections(ctx context.Context, tx pgx.Tx, buckets int, v projections.Visitor) error {
+	type dumped struct {
+		projections.Rejection
+		at    columnsOfRejection
+		found columnsOfRejection
+	}
+	key := func(r *projections.Rejection) projections.Key { return projections.KeyOf(r.Partition, r.Place) }
+	read := func(bucket int16, beyond int64) ([]dumped, error) {
+		rows, err := tx.Query(ctx, "SELECT key, at, body, id_hash FROM rejections WHERE bucket = $1 AND key > $2 ORDER BY key LIMIT $3", bucket, beyond, dumpRows)
 		if err != nil {
 			return nil, err
 		}
 		defer rows.Close()
-		var out []projections.Rejection
+		var out []dumped
 		for rows.Next() {
-			r, err := scanRejection(rows)
-			if err != nil {
+			d := dumped{at: columnsOfRejection{bucket: bucket}}
+			if d.Rejection, err = scanRejection(rows, &d.at.id); err != nil {
 				return nil, err
 			}
-			out = append(out, r)
+			d.found = columnsOfRejection{bucketOf(key(&d.Rejection), buckets), hashID(d.Org, d.ID)}
+			out = append(out, d)
 		}
 		return out, rows.Err()
 	}
-	return merged(buckets, func(r *projections.Rejection) int64 { return int64(projections.KeyOf(r.Partition, r.Place)) }, read, show)
+	show := func(d *dumped) error {
+		if d.at != d.found && v.Fault != nil {
+			if err := v.Fault(key(&d.Rejection), "a rejection is not found by its id"); err != nil {
+				return err
+			}
+		}
+		return v.Rejection(&d.Rejection)
+	}
+	return merged(buckets, func(d *dumped) int64 { return int64(key(&d.Rejection)) }, read, show)
+}
+
+// columnsOfRejection are what a rejection is found by.
+type columnsOfRejection struct {
+	bucket int16
+	id     int64
+}
+
+// dumpStrays tells of rows that are in no bucket, so that only reads by id would find them, and of counts that stand under
+// another name than their own.
+func dumpStrays(ctx context.Context, tx pgx.Tx, buckets int, v projections.Visitor) error {
+	if v.Fault == nil {
+		return nil
+	}
+	for _, table := range []string{"operations", "rejections"} {
+		rows, err := tx.Query(ctx, "SELECT key FROM "+table+" WHERE bucket < 0 OR bucket >= $1 OR key < 0 LIMIT 1000", buckets)
+		if err != nil {
+			return err
+		}
+		strays, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return err
+		}
+		for _, key := range strays {
+			if err := v.Fault(projections.Key(key), "a row of "+table+" is where no list looks"); err != nil {
+				return err
+			}
+		}
+	}
+	rows, err := tx.Query(ctx, "SELECT DISTINCT org, slot, org_name, type_name FROM counts")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var org int64
+		var slot, orgName, kind []byte
+		if err := rows.Scan(&org, &slot, &orgName, &kind); err != nil {
+			return err
+		}
+		k := countKey{org: string(orgName), kind: string(kind)}
+		if (org == 0 && len(orgName) == 0 || org == hash(k.org)) && bytes.Equal(slot, k.slot()) {
+			continue
+		}
+		if err := v.Fault(0, fmt.Sprintf("a number of operations of organization %q and type %q stands under another name", orgName, kind)); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }

@@ -216,10 +216,11 @@ func (s *Store) Rejections(ctx context.Context, org string, id operation.ID, lim
 	return out, nil
 }
 
-func scanRejection(rows pgx.Rows) (r projections.Rejection, err error) {
+// scanRejection reads key, at and body, and what comes behind them.
+func scanRejection(rows pgx.Rows, more ...any) (r projections.Rejection, err error) {
 	var key, at int64
 	var body []byte
-	if err := rows.Scan(&key, &at, &body); err != nil {
+	if err := rows.Scan(append([]any{&key, &at, &body}, more...)...); err != nil {
 		return r, err
 	}
 	r.Partition, r.Place, r.At = projections.Key(key).Partition(), projections.Key(key).Place(), operation.Time(at)

@@ -165,3 +165,45 @@ func TestRowsChangeInPlace(t *testing.T) {
 		t.Errorf("expected %d rows to change, nine of ten of them in place, but %d of %d did", operations, inPlace, changed)
 	}
 }
+
+// TestVerifyFindsWhatOnlySomeReadsFind puts rows where a list does not look, but a read by id does, or the other way round.
+func TestVerifyFindsWhatOnlySomeReadsFind(t *testing.T) {
+	store := opened(t, pgtest.Postgres(t), Options{Buckets: 3})
+	j, halves := some(t)
+	if err := halves[1](t.Context(), projections.NewProjector(store, 0)); err != nil {
+		t.Fatal(err)
+	}
+	verified(t, store, j)
+	for _, c := range []struct{ change, back, want string }{
+		{
+			"INSERT INTO operations SELECT 3, status, wait, key + 1, org, type, created, modified, id_hash, token, correlation, state, history, request FROM operations ORDER BY key DESC LIMIT 1",
+			"DELETE FROM operations WHERE bucket = 3", "a row of operations is where no list looks",
+		},
+		{
+			"INSERT INTO operations SELECT bucket, status, wait, -key, org, type, created, modified, id_hash, token, correlation, state, history, request FROM operations ORDER BY key DESC LIMIT 1",
+			"DELETE FROM operations WHERE key < 0", "a row of operations is where no list looks",
+		},
+		{
+			"INSERT INTO rejections SELECT -1, key, id_hash, at, body FROM rejections ORDER BY key LIMIT 1",
+			"DELETE FROM rejections WHERE bucket = -1", "a row of rejections is where no list looks",
+		},
+		{
+			"UPDATE rejections SET id_hash = id_hash - 1 WHERE key = (SELECT min(key) FROM rejections)",
+			"UPDATE rejections SET id_hash = id_hash + 1 WHERE key = (SELECT min(key) FROM rejections)", "a rejection is not found by its id",
+		},
+		{
+			"UPDATE rejections SET bucket = (bucket + 1) % 3 WHERE key = (SELECT min(key) FROM rejections)",
+			"UPDATE rejections SET bucket = (bucket + 2) % 3 WHERE key = (SELECT min(key) FROM rejections)", "a rejection is not found by its id",
+		},
+		{"UPDATE counts SET org = -org WHERE org <> 0", "UPDATE counts SET org = -org WHERE org <> 0", "stands under another name"},
+		{"UPDATE counts SET slot = slot || 'x'", "UPDATE counts SET slot = substring(slot from 1 for 16)", "stands under another name"},
+	} {
+		exec(t, store, c.change)
+		report, err := projections.Verify(t.Context(), store, j)
+		if err != nil || report.OK() || !strings.Contains(report.Differences[len(report.Differences)-1].Have, c.want) {
+			t.Errorf("%s: expected that %s, but got %+v, %v", c.change, c.want, report, err)
+		}
+		exec(t, store, c.back)
+		verified(t, store, j)
+	}
+}

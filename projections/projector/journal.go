@@ -62,7 +62,8 @@ func (j Journal) Read(ctx context.Context, partition int32, to int64, show func(
 	if err != nil {
 		return projections.Position{}, err
 	}
-	to = min(to, ends[partition])
+	end := ends[partition]
+	to = min(to, end)
 	if to == 0 {
 		return projections.Position{Partition: partition}, nil
 	}
@@ -75,7 +76,9 @@ func (j Journal) Read(ctx context.Context, partition int32, to int64, show func(
 		return projections.Position{}, fmt.Errorf("make a client to read %s: %w", topic, err)
 	}
 	defer client.Close()
-	for chain.Next < to {
+	got := chain // where it stands at to
+	// If what was read ends in another history, it is to be known whether the valid one goes on behind it.
+	for chain.Next < to || chain.Alt > 0 && chain.Next < end {
 		fetches := client.PollFetches(ctx)
 		if err := ctx.Err(); err != nil {
 			return projections.Position{}, err
@@ -85,16 +88,23 @@ func (j Journal) Read(ctx context.Context, partition int32, to int64, show func(
 		if failed != nil {
 			return projections.Position{}, fmt.Errorf("read %s from its beginning: %w", topic, failed)
 		}
-		for records := fetches.RecordIter(); !records.Done() && chain.Next < to; {
+		for records := fetches.RecordIter(); !records.Done() && (chain.Next < to || chain.Alt > 0); {
 			rec := records.Next()
-			if rec.Offset >= to {
+			if rec.Offset >= to && chain.Next < to {
 				chain.Next = to
-				break
+				got = chain
+				if chain.Alt == 0 {
+					break
+				}
 			}
 			entry, ok, err := judge(&chain, rec)
 			if err != nil {
 				return projections.Position{}, err
 			}
+			if rec.Offset >= to {
+				continue
+			}
+			got = chain
 			if !ok {
 				continue
 			}
@@ -104,5 +114,8 @@ func (j Journal) Read(ctx context.Context, partition int32, to int64, show func(
 			}
 		}
 	}
-	return position(partition, &chain, at), nil
+	if err := chain.AtEnd(); err != nil {
+		return projections.Position{}, err
+	}
+	return position(partition, &got, at), nil
 }

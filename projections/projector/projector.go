@@ -133,6 +133,7 @@ type partition struct {
 	nextAt  operation.Time // of the last event written
 	end     int64          // of the journal, as far as it is known
 	stopped error
+	strange bool // its end is another history, which was logged
 	waiters map[*waiter]struct{}
 }
 
@@ -325,7 +326,7 @@ func (p *Projector) begin(ends map[int32]int64, have []projections.Position) (fr
 		part.next, part.nextAt, part.end = h.Next, h.At, max(end, part.end)
 		part.wake()
 		if h.Next > end {
-			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; rebuild the tables: remove their database and start again", h.Next, end))
+			p.stop(n, part, fmt.Errorf("the tables stand at offset %d, but the journal ends at %d: it has lost records, or is another one; keep both, and restore the journal from a copy; only if it is meant to be another one remove the tables' database and start again", h.Next, end))
 		}
 		if part.stopped == nil {
 			from[n] = kgo.NewOffset().At(h.Next)
@@ -475,6 +476,11 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 		if ok {
 			part.at = entry.Event.At
 			b.entries = append(b.entries, entry)
+		}
+	}
+	if strange := part.chain.AtEnd(); part.chain.Next >= f.HighWatermark && part.strange != (strange != nil) {
+		if part.strange = strange != nil; part.strange {
+			p.config.Log.Error("the end of the journal is void and reads like a history of its own; unless that changes at once, records are missing from the tables: see opstream verify", slog.Int("partition", int(f.Partition)), slog.Any("err", strange))
 		}
 	}
 	if part.chain.Next > before {

@@ -32,7 +32,7 @@ func (s *Store) Dump(ctx context.Context, v projections.Visitor) error {
 		}
 	}
 	if v.Rejection != nil {
-		if err := dumpRejections(ctx, tx, v.Rejection); err != nil {
+		if err := dumpRejections(ctx, tx, v); err != nil {
 			return err
 		}
 	}
@@ -164,18 +164,24 @@ func columnsOf(row *projections.Row) columns {
 	return c
 }
 
-func dumpRejections(ctx context.Context, tx *sql.Tx, show func(*projections.Rejection) error) error {
-	rows, err := tx.QueryContext(ctx, "SELECT key, at, body FROM rejections ORDER BY key")
+func dumpRejections(ctx context.Context, tx *sql.Tx, v projections.Visitor) error {
+	rows, err := tx.QueryContext(ctx, "SELECT key, at, body, id_hash FROM rejections ORDER BY key")
 	if err != nil {
 		return fmt.Errorf("dump rejections: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		r, err := scanRejection(rows)
+		var id int64
+		r, err := scanRejection(rows, &id)
 		if err != nil {
 			return err
 		}
-		if err := show(&r); err != nil {
+		if id != hashID(r.Org, r.ID) && v.Fault != nil {
+			if err := v.Fault(projections.KeyOf(r.Partition, r.Place), "a rejection is not found by its id"); err != nil {
+				return err
+			}
+		}
+		if err := v.Rejection(&r); err != nil {
 			return err
 		}
 	}

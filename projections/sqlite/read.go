@@ -138,10 +138,11 @@ func (s *Store) Rejections(ctx context.Context, org string, id operation.ID, lim
 	return out, rows.Err()
 }
 
-func scanRejection(rows *sql.Rows) (r projections.Rejection, err error) {
+// scanRejection reads key, at and body, and what comes behind them.
+func scanRejection(rows *sql.Rows, more ...any) (r projections.Rejection, err error) {
 	var key, at int64
 	var body sql.RawBytes
-	if err := rows.Scan(&key, &at, &body); err != nil {
+	if err := rows.Scan(append([]any{&key, &at, &body}, more...)...); err != nil {
 		return r, fmt.Errorf("read a rejection: %w", err)
 	}
 	r.Partition, r.Place, r.At = projections.Key(key).Partition(), projections.Key(key).Place(), operation.Time(at)

@@ -74,3 +74,31 @@ func TestRefusesOtherVersions(t *testing.T) {
 		}
 	}
 }
+
+// TestVerifyFindsAMovedRejection changes what a rejection is found by, but not what it says.
+func TestVerifyFindsAMovedRejection(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tables.db")
+	j := projectiontest.Random(1, 2, 300)
+	entries, positions := j.All()
+	store := open(t, path, sqlite.Options{})
+	defer store.Close()
+	if err := projections.NewProjector(store, 0).Project(t.Context(), entries, positions); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	done, err := db.Exec("UPDATE rejections SET id_hash = id_hash + 1 WHERE key = (SELECT min(key) FROM rejections)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := done.RowsAffected(); err != nil || n != 1 {
+		t.Fatalf("expected a rejection in the tables, but got %d, %v", n, err)
+	}
+	report, err := projections.Verify(t.Context(), store, j)
+	if err != nil || report.Differing != 1 || !strings.Contains(report.Differences[0].Have, "a rejection is not found by its id") {
+		t.Errorf("expected the rejection to be found out, but got %+v, %v", report, err)
+	}
+}

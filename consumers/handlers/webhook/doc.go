@@ -40,7 +40,7 @@
 //	url             https, or http where the worker's configuration allows it; no user, password or fragment
 //	method          POST (the default), PUT or PATCH
 //	headers         further headers; not those above, nor those of the connection, nor credentials
-//	payload         the body, any JSON, sent byte for byte; without it the call has no body
+//	payload         the body, any JSON, sent as it was given but for white space between its tokens; without it the call has no body
 //	secretName      what Config.Secrets finds the signing keys by; without it the call is not signed
 //	timeoutSeconds  bounds the whole call; up to Config.MaxTimeout
 //	type            Ce-Type, instead of the default
