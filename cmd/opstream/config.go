@@ -16,6 +16,7 @@ import (
 
 	"github.com/opstream/opstream/internal/bearer"
 	"github.com/opstream/opstream/internal/settings"
+	"github.com/opstream/opstream/projections/cockroach"
 	"github.com/opstream/opstream/schemas"
 )
 
@@ -32,7 +33,7 @@ func optionTable() settings.Table {
 		{Name: "brokers", Kind: settings.List, Default: defaultBroker, Help: "some of Kafka's brokers, host:port"},
 		{Name: "topic-prefix", Default: schemas.DefaultPrefix, Help: "before the name of every topic"},
 		{Name: "create-topics", Kind: settings.Switch, Default: "false", Help: "create the topics that are missing"},
-		{Name: "partitions", Kind: settings.Number, Default: fmt.Sprint(schemas.DefaultPartitions), Help: fmt.Sprintf("partitions of topics that are created (embedded broker: of a new data folder, %d unless given)", devPartitions)},
+		{Name: "partitions", Kind: settings.Number, Default: fmt.Sprint(schemas.DefaultPartitions), Help: fmt.Sprintf("partitions of topics that are created (embedded broker: of a new data folder, %d unless given)", devPartitions), Check: atLeastOne},
 		{Name: "log", Default: "info", Help: "debug, info, warn or error", Check: oneOf("debug", "info", "warn", "error")},
 		{Name: "ops-listen", Help: "address for /livez, /readyz and /metrics, such as 0.0.0.0:9600; empty for none"},
 
@@ -60,11 +61,11 @@ func optionTable() settings.Table {
 		{Name: "tls-key", Roles: api, Help: "PEM file of the key of the API's certificate"},
 		{Name: "noop", Kind: settings.List, Roles: worker, Help: "more operation types that the handler noop serves"},
 		{Name: "webhook-private", Kind: settings.Switch, Default: "false", Roles: worker, Help: "let webhooks call private addresses and plain http"},
-		{Name: "slots", Kind: settings.Number, Default: "64", Roles: worker, Help: "handlers that run at once"},
+		{Name: "slots", Kind: settings.Number, Default: "64", Roles: worker, Help: "handlers that run at once", Check: atLeastOne},
 		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: positive},
 		{Name: "takeover", Kind: settings.Duration, Default: "3s", Roles: []string{roleScheduler}, Help: "a scheduler that is silent for longer loses its partitions; Kafka's group.min.session.timeout.ms must allow it, or it is doubled", Check: positive},
-		{Name: "backlog-max", Kind: settings.Number, Default: "50000", Roles: []string{roleScheduler}, Help: "ready operations of a partition above which requests wait on the log"},
-		{Name: "live-max", Kind: settings.Number, Default: "1000000", Roles: []string{roleScheduler}, Help: "operations of a partition that have not ended, above which requests are refused"},
+		{Name: "backlog-max", Kind: settings.Number, Default: "50000", Roles: []string{roleScheduler}, Help: "ready operations of a partition above which requests wait on the log", Check: atLeastOne},
+		{Name: "live-max", Kind: settings.Number, Default: "1000000", Roles: []string{roleScheduler}, Help: "operations of a partition that have not ended, above which requests are refused", Check: atLeastOne},
 
 		{Name: "server", Default: defaultServer, Roles: client, Help: "address of the service's API"},
 		{Name: "server-ca", Roles: client, Help: "PEM file of the authorities that sign the API's certificate (default: the system's)"},
@@ -88,6 +89,14 @@ func emptyOr(check func(string) error) func(string) error {
 		}
 		return check(text)
 	}
+}
+
+// atLeastOne checks a whole number; what is none is refused by the kind.
+func atLeastOne(text string) error {
+	if n, err := strconv.ParseInt(text, 0, 32); err == nil && n < 1 {
+		return fmt.Errorf("expected a number above 0, but got %q", text)
+	}
+	return nil
 }
 
 func positive(text string) error {
@@ -233,16 +242,40 @@ func assign(to any, v *settings.Value) (err error) {
 func address(text string) (string, error) {
 	ref := settings.Secret(text)
 	if ref.Reference() == "" {
-		return text, nil
+		return text, checkAddress(text)
 	}
 	value, err := ref.Read()
 	if err == nil && !strings.Contains(value, "://") {
 		err = errors.New("expected what it names to hold an address such as postgres://user:password@host/db, but it holds something else")
 	}
+	if err == nil {
+		err = checkAddress(value)
+	}
 	if err != nil {
 		return "", fmt.Errorf("%w; a SQLite file is named without file: before it", err)
 	}
 	return value, nil
+}
+
+// checkAddress refuses what would be taken for something else than it is, and would then show its password: a URL or a connection string
+// that nobody here understands would be a file's name, in errors and on the disk, and what follows the first of two @ a host's, in the log.
+// So the text is not quoted.
+func checkAddress(text string) error {
+	_, rest, isURL := strings.Cut(text, "://")
+	switch {
+	case cockroach.IsURL(text):
+		if i := strings.IndexAny(rest, "/?"); i >= 0 {
+			rest = rest[:i]
+		}
+		if strings.Count(rest, "@") > 1 {
+			return errors.New("expected one @ before the host, but there are more; write one that belongs to the user or the password as %40")
+		}
+	case isURL:
+		return errors.New("expected the URL of a database to begin with postgres:// or cockroach://, but it begins with something else")
+	case optionTable().Find("database").Shown([]string{text}) != text:
+		return errors.New("expected a SQLite file, or a URL such as postgres://user:password@host/db, but got what looks like another address with a password")
+	}
+	return nil
 }
 
 // given says whether anything but the default gives the option.

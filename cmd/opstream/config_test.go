@@ -127,6 +127,43 @@ func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
 }
 
 // TestVariablesOfTestsAreNobodysMistake: what this project's own tests and tools take from the environment is not warned of.
+// TestAddressesThatAreNone: an address of a kind that is not known here is refused before anything takes it for the name of a file, or a
+// piece of its password for a host's; and what is said of it does not show the password.
+func TestAddressesThatAreNone(t *testing.T) {
+	withoutOptions(t)
+	for _, address := range []string{
+		"mysql://u:hunter2@h/db", "u:hunter2@h/db", "host=h user=u password=hunter2", "postgres:/u:hunter2@h/db", "postgres://u:p@hunter2@h/db",
+	} {
+		file := writeFile(t, "url", address)
+		for _, given := range []string{address, "file:" + file, "env:TABLES"} {
+			t.Setenv("TABLES", address)
+			t.Setenv("OPSTREAM_DATABASE", given)
+			for _, command := range [][]string{{"serve", "--roles", "projector"}, {"config", "check"}, {"verify"}} {
+				r := run(t, "", command...)
+				r.expect(t, exitUsage, "expected ")
+				if strings.Contains(r.out+r.err, "hunter2") {
+					t.Errorf("%v with %s: expected the password not to be shown, but got %s", command, given, r)
+				}
+			}
+		}
+	}
+	for _, address := range []string{"tables.db", "./a@b/tables.db", "postgres://u:p%40q@h/db?application_name=a@b", "postgres://u@h1,h2/db", "COCKROACH://u:p@h/db"} {
+		if err := checkAddress(address); err != nil {
+			t.Errorf("%s: expected it to be taken, but: %v", address, err)
+		}
+	}
+}
+
+// TestNumbersBelowOne: config check refuses what serve would end with, or would take for something else.
+func TestNumbersBelowOne(t *testing.T) {
+	withoutOptions(t)
+	for _, name := range []string{"slots", "partitions", "backlog-max", "live-max"} {
+		for _, number := range []string{"0", "-1"} {
+			run(t, "", "config", "check", "--"+name+"="+number).expect(t, exitUsage, "--"+name+": expected a number above 0")
+		}
+	}
+}
+
 func TestVariablesOfTestsAreNobodysMistake(t *testing.T) {
 	withoutOptions(t)
 	for _, name := range []string{"OPSTREAM_TEST_BROKERS", "OPSTREAM_SIM_SECONDS", "OPSTREAM_KILL_SEED", "OPSTREAM_REQUIRE_REAL", "OPSTREAM_MEASURE", "OPSTREAM_REAL", "OPSTREAM_OUTAGE_SECONDS", "OPSTREAM_OLD_BINARY", "OPSTREAM_TOOLS_CACHE", "OPSTREAM_SERVICE_HOST", "OPSTREAM_PORT"} {

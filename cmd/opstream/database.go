@@ -19,6 +19,9 @@ func databaseFlag(c *cobra.Command, to *string, what string) {
 
 func databaseFromEnvironment(c *cobra.Command, to *string) error {
 	if c.Flags().Changed("database") {
+		if err := checkAddress(*to); err != nil {
+			return &exitError{exitUsage, fmt.Errorf("--database: %w", err)}
+		}
 		return nil
 	}
 	var err error

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +24,7 @@ import (
 	"github.com/opstream/opstream/consumers/worker"
 	"github.com/opstream/opstream/internal/api"
 	"github.com/opstream/opstream/internal/faultproxy"
+	"github.com/opstream/opstream/projections/query"
 )
 
 // running is a command line that runs in this process until it is stopped.
@@ -260,6 +262,28 @@ func TestReadiness(t *testing.T) {
 	}
 	var none *operations
 	none.serve(&service{}) // without a listener nothing happens
+}
+
+// speechless is the progress of tables whose database takes questions and answers none.
+type speechless struct{ query.Progress }
+
+func (speechless) AsOf(ctx context.Context) (api.Positions, time.Duration, error) {
+	<-ctx.Done()
+	return nil, 0, ctx.Err()
+}
+
+// TestReadinessOfASilentDatabase: an operator holds a lock on the tables, or the way to the database is lost without a word. Whoever
+// asks an API for its readiness is answered while he still listens, and told that commands may go on.
+func TestReadinessOfASilentDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{follower: &query.Follower{}, progress: speechless{}, reach: newReach(slog.New(slog.DiscardHandler)), cfg: serviceConfig{roles: []string{roleAPI}}}
+		s.was.Store(true)
+		probe, cancel := context.WithTimeout(t.Context(), 3*time.Second) // as opstream ready does; the chart's probes take 5 s
+		defer cancel()
+		if ok, err := s.serves(probe); !ok || err == nil || !strings.Contains(err.Error(), "not answered") || probe.Err() != nil {
+			t.Errorf("expected the API to be ready, and to say that its database does not answer, in time, but got %t, %v; the probe: %v", ok, err, probe.Err())
+		}
+	})
 }
 
 // TestAPIMetrics: routes are named by their pattern, whatever the caller sends.

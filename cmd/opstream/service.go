@@ -347,10 +347,19 @@ func (s *service) serves(ctx context.Context) (bool, error) {
 	return err == nil || s.cfg.has(roleAPI) && s.was.Load(), err
 }
 
+// readyTime is how long a database may be silent before whoever asks for readiness is told so. Probes do not wait for long themselves
+// (opstream ready 3 s, the chart's 5 s), and an answer that comes too late for them is none: they would take an API from its callers
+// that is ready for commands.
+const readyTime = 2 * time.Second
+
 // ready says what this process waits for, or nil; what does not pass by itself first.
 func (s *service) ready(ctx context.Context) error {
 	if s.follower != nil && s.cfg.has(roleAPI) {
-		if _, _, err := s.progress.AsOf(ctx); err != nil {
+		asking, cancel := context.WithTimeout(ctx, readyTime)
+		defer cancel()
+		if _, _, err := s.progress.AsOf(asking); err != nil && asking.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("the tables cannot be read: the database has not answered within %s", readyTime)
+		} else if err != nil {
 			return fmt.Errorf("the tables cannot be read: %w", err)
 		}
 	}

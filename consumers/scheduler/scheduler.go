@@ -461,7 +461,7 @@ func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	n := len(details[names[0]].Partitions)
 	for _, name := range names {
 		if m := len(details[name].Partitions); m != n {
-			return 0, fmt.Errorf("expected topic %s to have %d partitions as %s has, but it has %d", name, n, names[0], m)
+			return 0, fmt.Errorf("expected topic %s to have %d partitions as %s has, but it has %d; opstream topics plan says what can be done", name, n, names[0], m)
 		}
 	}
 	return n, nil

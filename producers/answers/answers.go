@@ -175,7 +175,7 @@ func (c *Client) begin(ctx context.Context) error {
 		return fmt.Errorf("find its beginning; start this process again when the broker can be reached: %w", err)
 	}
 	if n, m := len(ends[c.journal]), len(ends[requests]); n == 0 || n != m {
-		return fmt.Errorf("expected %s to have as many partitions as %s, at least one, but they have %d and %d; create them anew, alike", c.journal, requests, n, m)
+		return fmt.Errorf("expected %s to have as many partitions as %s, at least one, but they have %d and %d; opstream topics plan says what can be done; keep the journal as it is", c.journal, requests, n, m)
 	}
 	offsets := make(map[int32]kgo.Offset)
 	for i := range int32(len(ends[c.journal])) {

@@ -130,6 +130,8 @@ const (
 	codeDeadlock      = "40P01"
 	codeNoTable       = "42P01"
 	codeDuplicate     = "23505"
+	codeReadOnly      = "25006"
+	codeCanceled      = "57014" // statement_timeout, or somebody's pg_cancel_backend
 )
 
 // code returns the SQLSTATE of what the server has said, "" for anything else.
@@ -139,6 +141,12 @@ func code(err error) string {
 		return said.Code
 	}
 	return ""
+}
+
+// ofSession says whether a new session may be given what this one was refused.
+func ofSession(err error) bool {
+	c := code(err)
+	return c == codeReadOnly || c == codeCanceled
 }
 
 // unknown says whether a COMMIT that ended with this error may have been done: nothing was heard, or the server ended the

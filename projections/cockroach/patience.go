@@ -57,6 +57,22 @@ func (p *patience) took(d time.Duration, at time.Time) {
 	}
 }
 
+// renewEvery is how often connections are made anew, at most, because the server refuses what they ask for.
+const renewEvery = time.Second
+
+// renew has all connections made anew, unless that was done a moment ago: a limit that is meant ends one statement and not all others.
+//
+// What a session may do was settled when it began: that it only reads, and how long its statements may take. An operator who puts
+// the database right again, or makes another server the one that writes, changes that for new sessions alone, and the old ones
+// would go on being refused until they are an hour old.
+func (s *Store) renew(at time.Time) {
+	was := s.renewed.Load()
+	if at.UnixNano()-was < renewEvery.Nanoseconds() || !s.renewed.CompareAndSwap(was, at.UnixNano()) {
+		return
+	}
+	s.pool.Reset()
+}
+
 // errSilent says that nothing was heard in time.
 var errSilent = errors.New("the database did not answer in time")
 
@@ -74,6 +90,9 @@ func (s *Store) within(ctx context.Context, p *patience, do func(context.Context
 		return nil
 	}
 	if bounded.Err() == nil || ctx.Err() != nil {
+		if ofSession(err) {
+			s.renew(now)
+		}
 		return err
 	}
 	next := p.lost(limit, now)

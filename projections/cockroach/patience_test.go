@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/opstream/opstream/internal/faultproxy"
 	"github.com/opstream/opstream/internal/pgtest"
 	"github.com/opstream/opstream/projections"
@@ -59,6 +61,65 @@ func behind(t *testing.T, address string) (way *faultproxy.Proxy, through string
 	t.Cleanup(way.Close)
 	u.Host = way.Address()
 	return way, u.String()
+}
+
+// TestRefusedAndPutRight: an operator has the database refuse what the store needs of it, by settings that sessions take when they begin,
+// and takes them back. The store, whose connections are from before that, goes on soon and is not restarted.
+func TestRefusedAndPutRight(t *testing.T) {
+	for setting, lock := range map[string]string{
+		"default_transaction_read_only = on": "SELECT 1",
+		"statement_timeout = '1ms'":          "LOCK TABLE positions IN ACCESS EXCLUSIVE MODE", // so that it surely takes longer
+	} {
+		t.Run(setting, func(t *testing.T) {
+			address := pgtest.Postgres(t)
+			conn, err := pgx.Connect(t.Context(), address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close(context.WithoutCancel(t.Context())) })
+			if conn.PgConn().ParameterStatus("crdb_version") != "" {
+				t.Skip("CockroachDB has settings of its own")
+			}
+			admin := func(statement string) {
+				t.Helper()
+				if _, err := conn.Exec(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			admin("SET statement_timeout = 0; SET default_transaction_read_only = off")
+			var name string
+			if err := conn.QueryRow(t.Context(), "SELECT quote_ident(current_database())").Scan(&name); err != nil {
+				t.Fatal(err)
+			}
+			store := opened(t, address, Options{})
+			if err := store.Reset(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			j, halves := some(t)
+			p := projections.NewProjector(store, 0)
+			if err := halves[0](t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+
+			admin("ALTER DATABASE " + name + " SET " + setting)
+			store.pool.Reset() // as when the server was restarted with that
+			admin("BEGIN; " + lock)
+			if err := halves[1](t.Context(), p); err == nil {
+				t.Fatalf("expected the batch to be refused under %s, but it was written", setting)
+			}
+			admin("COMMIT; ALTER DATABASE " + name + " RESET ALL")
+			for deadline := time.Now().Add(20 * time.Second); ; {
+				err := halves[1](t.Context(), p)
+				if err == nil {
+					break
+				}
+				if time.Now().After(deadline) || !sleep(t.Context(), renewEvery/4) {
+					t.Fatalf("expected the batch to be written once the setting is gone, but: %v", err)
+				}
+			}
+			verified(t, store, j)
+		})
+	}
 }
 
 // TestStrandedReads: reads are answered over new connections.

@@ -57,6 +57,7 @@ type Store struct {
 	budget  int          // of one page, see list.go
 	retries atomic.Int64 // transactions that were tried again because of others
 	settled atomic.Int64 // batches that were found written after their COMMIT was not answered
+	renewed atomic.Int64 // when connections were last made anew because the server refused, in ns of Unix' time
 	writes  patience
 	reads   patience
 
