@@ -215,7 +215,7 @@ func (s *service) follow(ctx context.Context) error {
 		heard := make([]query.Heard, 0, len(entries))
 		for i := range entries {
 			e := &entries[i]
-			h := query.Heard{Partition: e.Partition, Place: e.Place}
+			h := query.Heard{Partition: e.Partition, Place: e.Place, At: e.Time()}
 			if e.Kind.Changes() {
 				h.Org, h.ID = e.Organization, e.ID
 			}

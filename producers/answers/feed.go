@@ -68,6 +68,9 @@ type Entry struct {
 	rec *kgo.Record
 }
 
+// Time is when the record was sent to the log, by the scheduler's clock.
+func (e *Entry) Time() operation.Time { return operation.TimeOf(e.rec.Timestamp) }
+
 // Event reads the whole event. Whoever keeps an Entry keeps the batch that its record was fetched with.
 func (e *Entry) Event() (operation.Event, error) { return schemas.DecodeEvent(e.rec) }
 

@@ -132,6 +132,7 @@ type partition struct {
 	next    int64          // written
 	nextAt  operation.Time // of the last event written
 	end     int64          // of the journal, as far as it is known
+	came    operation.Time // the first record after the tables were last level came to the journal
 	stopped error
 	strange bool // its end is another history, which was logged
 	waiters map[*waiter]struct{}
@@ -461,6 +462,9 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 	p.mu.Lock()
 	part := p.partitions[f.Partition]
 	stopped := part.stopped != nil
+	if part.end <= part.next {
+		part.came = operation.TimeOf(f.Records[0].Timestamp)
+	}
 	part.end = max(part.end, f.HighWatermark)
 	p.mu.Unlock()
 	if stopped {
@@ -660,7 +664,7 @@ type PartitionStatus struct {
 	Next      int64         // first offset that the tables do not have
 	End       int64         // of the journal, as far as the projector has seen it
 	Lag       int64         // End - Next
-	Age       time.Duration // of the last event in the tables while they are behind, 0 when they are level
+	Age       time.Duration // since what the tables lack came to the journal, at most; 0 when they are level
 	Stopped   error         // why this partition is not projected any more
 }
 
@@ -676,7 +680,7 @@ func (p *Projector) Status() Status {
 	for n, part := range p.partitions {
 		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Stopped: part.stopped}
 		if ps.Lag > 0 && part.nextAt != 0 {
-			ps.Age = max(now.Sub(part.nextAt), 0)
+			ps.Age = max(now.Sub(max(part.nextAt, part.came)), 0)
 		}
 		s.Lag += ps.Lag
 		s.Age = max(s.Age, ps.Age)

@@ -387,6 +387,24 @@ func (u *unansweredStore) Apply(ctx context.Context, b *projections.Batch) error
 	return err
 }
 
+// TestAgeAfterARest: tables that were level are behind since something came, not since the event before that.
+func TestAgeAfterARest(t *testing.T) {
+	b := newBench(t)
+	store := &failingStore{Store: open(t), failed: make(chan struct{})}
+	p, _ := b.run(b.config(store))
+	long := b.request("one")
+	long.At = operation.TimeOf(time.Now().Add(-time.Hour))
+	b.wait(p, 0, b.events(0, long))
+	store.broken.Store(true)
+	b.events(0, b.request("two"))
+	for range 3 {
+		<-store.failed
+	}
+	if s := p.Status(); s.Lag != 1 || s.Age <= 0 || s.Age > 30*time.Minute {
+		t.Errorf("expected the tables to be behind with one event for moments, but got %d, %s", s.Lag, s.Age)
+	}
+}
+
 // Who hears of changes is told when the tables have moved by something that nobody heard of.
 func TestWhatMovedUnheardIsTold(t *testing.T) {
 	b := newBench(t)

@@ -18,6 +18,7 @@ import (
 type Heard struct {
 	Partition int32
 	Place     operation.Place
+	At        operation.Time // when it came to the journal
 	Org       string
 	ID        operation.ID
 }
@@ -34,7 +35,7 @@ type Follower struct {
 	heard chan struct{} // holds a token when there is something new
 
 	mu      sync.Mutex
-	ends    map[int32]int64
+	ends    map[int32]End
 	pending map[projections.Ref]operation.Place // the latest change of each that the tables may not hold yet
 	lost    map[int32]operation.Place           // up to where changes were given up
 }
@@ -51,14 +52,14 @@ const (
 func NewFollower(store projections.Store, every time.Duration, feed *Feed, log *slog.Logger) *Follower {
 	f := &Follower{
 		store: store, feed: feed, log: log, heard: make(chan struct{}, 1),
-		ends: map[int32]int64{}, pending: map[projections.Ref]operation.Place{}, lost: map[int32]operation.Place{},
+		ends: map[int32]End{}, pending: map[projections.Ref]operation.Place{}, lost: map[int32]operation.Place{},
 	}
 	f.Progress = NewPolled(store, every, f.End)
 	return f
 }
 
-// End returns the offset after the last record of a partition that the follower has heard of.
-func (f *Follower) End(partition int32) int64 {
+// End returns the end of a partition of the journal, as far as the follower has heard.
+func (f *Follower) End(partition int32) End {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.ends[partition]
@@ -69,7 +70,9 @@ func (f *Follower) Begin(ends map[int32]int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for n, end := range ends {
-		f.ends[n] = max(f.ends[n], end)
+		if end > f.ends[n].Next {
+			f.ends[n] = End{Next: end}
+		}
 	}
 }
 
@@ -79,7 +82,7 @@ func (f *Follower) Hear(events []Heard) {
 	defer f.mu.Unlock()
 	for i := range events {
 		e := &events[i]
-		f.ends[e.Partition] = max(f.ends[e.Partition], int64(e.Place)+1)
+		f.ends[e.Partition] = f.ends[e.Partition].with(e)
 		if e.ID == "" {
 			continue // of the partition itself
 		}

@@ -58,8 +58,8 @@ func TestFollowerPublishesWhatTheTablesHold(t *testing.T) {
 	if len(got.Items) != 1 || got.Items[0].Change.ID != "a" || got.Items[0].Change.Type != "import" || got.Reset {
 		t.Errorf("expected the operation, but got %+v", got)
 	}
-	if f.End(0) != 1 {
-		t.Errorf("expected the journal to end at 1, but got %d", f.End(0))
+	if f.End(0).Next != 1 {
+		t.Errorf("expected the journal to end at 1, but got %d", f.End(0).Next)
 	}
 }
 

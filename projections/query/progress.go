@@ -53,13 +53,48 @@ func held(list api.Positions, partition int32, next int64) api.Positions {
 type Polled struct {
 	store projections.Reader
 	every time.Duration
-	end   func(partition int32) int64
+	end   func(partition int32) End
 
 	mu     sync.Mutex
 	last   *answer
 	asking chan struct{}                  // closed when the one who asks now has an answer, nil when nobody asks
 	newer  map[int32]projections.Position // what was advanced to while somebody asks: the answer may be from before that
 	moved  chan struct{}                  // closed when the tables are heard to have moved
+}
+
+// End is what a process knows of the end of a partition of the journal.
+type End struct {
+	Next int64          // offset after the last record that it knows of
+	Rest int64          // from here on is what came after the partition had rested
+	Came operation.Time // the first of that came to the journal; 0 if no rest is known of
+	last operation.Time // the last that is known of came to the journal
+}
+
+// restMin is the time without a record that counts as a rest.
+const restMin = 100 * time.Millisecond
+
+// with is what is known when an event is heard of.
+func (d End) with(e *Heard) End {
+	if next := int64(e.Place) + 1; next > d.Next {
+		if d.Next > 0 && e.At.Sub(d.last) >= restMin {
+			d.Rest, d.Came = d.Next, e.At
+		}
+		d.Next, d.last = next, e.At
+	}
+	return d
+}
+
+// behind is how long what the tables lack has been in the journal. They know the time of the last event that they hold, and after a rest
+// that says nothing.
+func (d End) behind(at projections.Position, now operation.Time) time.Duration {
+	if at.At == 0 || d.Next <= at.Next {
+		return 0
+	}
+	since := at.At
+	if at.Next >= d.Rest {
+		since = max(since, d.Came)
+	}
+	return max(now.Sub(since), 0)
 }
 
 // answer is what the store has said, and when.
@@ -75,9 +110,9 @@ const (
 	maxPoll = 250 * time.Millisecond // between two questions for somebody who waits for long
 )
 
-// NewPolled returns a Progress over the store that asks at most once in the given time. End returns the offset after the last
-// record of the journal's partition that this process knows of: the tables do not know how far they are behind.
-func NewPolled(store projections.Reader, every time.Duration, end func(partition int32) int64) *Polled {
+// NewPolled returns a Progress over the store that asks at most once in the given time. End returns what this process knows of the
+// end of the journal's partition: the tables do not know how far they are behind.
+func NewPolled(store projections.Reader, every time.Duration, end func(partition int32) End) *Polled {
 	return &Polled{store: store, every: every, end: end, moved: make(chan struct{})}
 }
 
@@ -197,9 +232,7 @@ func (p *Polled) AsOf(ctx context.Context) (api.Positions, time.Duration, error)
 	for _, n := range slices.Sorted(maps.Keys(a.positions)) {
 		at := a.positions[n]
 		list = held(list, n, at.Next)
-		if at.At != 0 && p.end(n) > at.Next {
-			lag = max(lag, now.Sub(at.At))
-		}
+		lag = max(lag, p.end(n).behind(at, now))
 	}
 	return list, lag, nil
 }

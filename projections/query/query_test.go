@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -345,14 +346,14 @@ func TestAwait(t *testing.T) {
 func TestPolled(t *testing.T) {
 	w := newWorld(t)
 	w.simple("a", "import")
-	p := query.NewPolled(w.store, time.Nanosecond, func(int32) int64 { return 1 })
+	p := query.NewPolled(w.store, time.Nanosecond, func(int32) query.End { return query.End{Next: 1} })
 	if err := p.WaitFor(t.Context(), 0, 0); err != nil {
 		t.Errorf("expected the tables to hold it, but: %v", err)
 	}
 	if list, lag, err := p.AsOf(t.Context()); list.String() != "0-0" || lag != 0 || err != nil {
 		t.Errorf("expected 0-0 and no lag, but got %s %s %v", list, lag, err)
 	}
-	behind := query.NewPolled(longAgo{w.store}, time.Nanosecond, func(int32) int64 { return 2 })
+	behind := query.NewPolled(longAgo{w.store}, time.Nanosecond, func(int32) query.End { return query.End{Next: 2} })
 	if _, lag, err := behind.AsOf(t.Context()); lag == 0 || err != nil {
 		t.Errorf("expected a lag while the journal has more, but got %s %v", lag, err)
 	}
@@ -368,6 +369,43 @@ func TestPolled(t *testing.T) {
 		t.Error("expected the context's end")
 	}
 }
+
+// TestLagAfterARest: what has just come is not behind for as long as nothing came before it. What came before the rest is.
+func TestLagAfterARest(t *testing.T) {
+	tables := longAgo{newWorld(t).store}
+	f := query.NewFollower(tables, time.Nanosecond, query.NewFeed(), slog.New(slog.DiscardHandler))
+	lag := func() time.Duration {
+		t.Helper()
+		_, lag, err := f.Progress.AsOf(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lag
+	}
+	hear := func(place operation.Place, ago time.Duration) {
+		f.Hear([]query.Heard{{Place: place, At: operation.TimeOf(time.Now().Add(-ago))}})
+	}
+	hear(0, 3*time.Hour) // before it is known where the journal ended, and so when what is before that came
+	f.Begin(map[int32]int64{0: 1})
+	if got := lag(); got != 0 {
+		t.Errorf("expected tables that hold all to be level, but got %s", got)
+	}
+	hear(1, time.Minute)
+	if got := lag(); got < time.Minute || got > time.Hour {
+		t.Errorf("expected the tables to be behind for a minute, but got %s", got)
+	}
+	hear(2, time.Minute-restBelow)
+	if got := lag(); got < time.Minute || got > time.Hour {
+		t.Errorf("expected more of the same to change nothing, but got %s", got)
+	}
+	hear(3, time.Second)
+	if got := lag(); got < time.Hour {
+		t.Errorf("expected the tables, which lack what came before the last rest, to be behind since their last event, but got %s", got)
+	}
+}
+
+// restBelow is less than a rest.
+const restBelow = 10 * time.Millisecond
 
 // longAgo is tables whose last event is old.
 type longAgo struct{ projections.Store }
@@ -396,7 +434,7 @@ func TestPolledAsksOnce(t *testing.T) {
 	w := newWorld(t)
 	w.simple("a", "import")
 	slow := &slowReader{Store: w.store, answers: make(chan error)}
-	p := query.NewPolled(slow, time.Hour, func(int32) int64 { return 0 })
+	p := query.NewPolled(slow, time.Hour, func(int32) query.End { return query.End{Next: 0} })
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
@@ -430,7 +468,7 @@ func TestPolledGoesForwardOnly(t *testing.T) {
 		w := newWorld(t)
 		w.simple("a", "import")
 		slow := &slowReader{Store: w.store, answers: make(chan error)}
-		p := query.NewPolled(slow, time.Hour, func(int32) int64 { return 0 })
+		p := query.NewPolled(slow, time.Hour, func(int32) query.End { return query.End{Next: 0} })
 		told := make(chan string)
 		go func() {
 			list, _, err := p.AsOf(t.Context())
@@ -449,7 +487,7 @@ func TestPolledGoesForwardOnly(t *testing.T) {
 func TestPolledFails(t *testing.T) {
 	w := newWorld(t)
 	slow := &slowReader{Store: w.store, answers: make(chan error, 1)}
-	p := query.NewPolled(slow, time.Nanosecond, func(int32) int64 { return 0 })
+	p := query.NewPolled(slow, time.Nanosecond, func(int32) query.End { return query.End{Next: 0} })
 	slow.answers <- fmt.Errorf("reach the database: %w", context.DeadlineExceeded)
 	if err := p.WaitFor(t.Context(), 0, 0); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("expected an error that is not the caller's own, but got %v", err)
