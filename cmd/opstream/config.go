@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -30,8 +31,8 @@ func optionTable() settings.Table {
 	client := []string{"client"}
 	return settings.Table{
 		{Name: "roles", Kind: settings.List, Help: "what this process does: " + strings.Join(serveRoles, ", "), Check: oneOf(serveRoles...)},
-		{Name: "brokers", Kind: settings.List, Default: defaultBroker, Help: "some of Kafka's brokers, host:port"},
-		{Name: "topic-prefix", Default: schemas.DefaultPrefix, Help: "before the name of every topic"},
+		{Name: "brokers", Kind: settings.List, Default: defaultBroker, Help: "some of Kafka's brokers, host:port", Check: brokerAddress},
+		{Name: "topic-prefix", Default: schemas.DefaultPrefix, Help: "before the name of every topic", Check: topicPrefix},
 		{Name: "create-topics", Kind: settings.Switch, Default: "false", Help: "create the topics that are missing"},
 		{Name: "partitions", Kind: settings.Number, Default: fmt.Sprint(schemas.DefaultPartitions), Help: fmt.Sprintf("partitions of topics that are created (embedded broker: of a new data folder, %d unless given)", devPartitions), Check: atLeastOne},
 		{Name: "log", Default: "info", Help: "debug, info, warn or error", Check: oneOf("debug", "info", "warn", "error")},
@@ -98,6 +99,34 @@ func atLeastOne(text string) error {
 	}
 	return nil
 }
+
+// brokerAddress checks what a Kafka client takes for a broker: a name or an address, with a port unless it is 9092.
+func brokerAddress(text string) error {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil { // no port, most likely
+		host, port = text, "9092"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" || strings.ContainsAny(host, "/@ \t\r\n") {
+		return fmt.Errorf("expected host:port, such as kafka-1:9092, but got %q", text)
+	}
+	return nil
+}
+
+// topicPrefix checks what the names of Kafka's topics may begin with (org.apache.kafka.common.internals.Topic).
+func topicPrefix(text string) error {
+	for _, r := range text {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r)) {
+			return fmt.Errorf("expected letters, digits, dots, underscores and hyphens, but got %q", text)
+		}
+	}
+	if len(text) > maxPrefix {
+		return fmt.Errorf("expected at most %d characters, but got %d", maxPrefix, len(text))
+	}
+	return nil
+}
+
+// maxPrefix leaves room for the names of topics, which have at most 249 characters.
+const maxPrefix = 200
 
 func positive(text string) error {
 	if d, err := time.ParseDuration(text); err != nil || d <= 0 {

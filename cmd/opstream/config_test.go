@@ -164,6 +164,22 @@ func TestNumbersBelowOne(t *testing.T) {
 	}
 }
 
+// TestAddressesAndPrefixes: what no broker and no topic can be called is refused before anybody asks for it.
+func TestAddressesAndPrefixes(t *testing.T) {
+	withoutOptions(t)
+	for option, bad := range map[string][]string{
+		"brokers":      {"https://kafka:9092", "kafka:http", "kafka:0", "kafka:99999", ":9092", "user@kafka:9092", "a kafka:9092", "kafka/1"},
+		"topic-prefix": {"a b", "a/b", "ä.", strings.Repeat("x", maxPrefix+1)},
+	} {
+		for _, value := range bad {
+			run(t, "", "config", "check", "--"+option+"="+value).expect(t, exitUsage, "--"+option+": expected")
+		}
+	}
+	for _, good := range []string{"kafka:9092", "10.0.0.1:1", "[::1]:9092", "::1", "kafka", "a.example:9092,b.example:9092"} {
+		run(t, "", "config", "check", "--brokers="+good, "--topic-prefix=crm-1.ops_").expect(t, exitOK, "in order")
+	}
+}
+
 func TestVariablesOfTestsAreNobodysMistake(t *testing.T) {
 	withoutOptions(t)
 	for _, name := range []string{"OPSTREAM_TEST_BROKERS", "OPSTREAM_SIM_SECONDS", "OPSTREAM_KILL_SEED", "OPSTREAM_REQUIRE_REAL", "OPSTREAM_MEASURE", "OPSTREAM_REAL", "OPSTREAM_OUTAGE_SECONDS", "OPSTREAM_OLD_BINARY", "OPSTREAM_TOOLS_CACHE", "OPSTREAM_SERVICE_HOST", "OPSTREAM_PORT"} {

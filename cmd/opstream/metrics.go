@@ -69,6 +69,7 @@ func metricTable() []metric {
 		{"opstream_projector_lag_offsets", "gauge", "", roleProjector, "Journal records that the tables do not have yet"},
 		{"opstream_projector_age_seconds", "gauge", "", roleProjector, "Age of what the tables are behind with, 0 when they are level"},
 		{"opstream_projector_partitions_stopped", "gauge", "", roleProjector, "Partitions that are not projected any more: somebody must look"},
+		{"opstream_projector_journal_deleted_offsets", "gauge", "", roleProjector, "Records deleted from the beginning of the journal, which is for ever: 0, or somebody must look"},
 		{"opstream_projector_failing", "gauge", "", roleProjector, "1 while the tables or the journal cannot be reached"},
 		{"opstream_projector_failures_total", "counter", "", roleProjector, "Batches that were not written and reads that broke off; each is tried again"},
 		{"opstream_projector_batches_total", "counter", "", roleProjector, "Batches written"},
@@ -296,15 +297,17 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	if s.projector != nil {
 		p := s.projector.Status()
-		stopped := 0
+		stopped, deleted := 0, int64(0)
 		for _, part := range p.Partitions {
 			if part.Stopped != nil {
 				stopped++
 			}
+			deleted += part.Begin
 		}
 		gauge("opstream_projector_lag_offsets", float64(p.Lag))
 		gauge("opstream_projector_age_seconds", p.Age.Seconds())
 		gauge("opstream_projector_partitions_stopped", float64(stopped))
+		gauge("opstream_projector_journal_deleted_offsets", float64(deleted))
 		gauge("opstream_projector_failing", truth(p.Failing != nil))
 		counter("opstream_projector_failures_total", p.Failures)
 		counter("opstream_projector_batches_total", m.batches.Load())

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -64,6 +65,9 @@ func (a *actor) recover(ctx context.Context) error {
 	if !anchored {
 		return fmt.Errorf("%w: the last checkpoint knows an event at %d, but the journal ends before", errShorter, anchor.Last)
 	}
+	if err := a.lookAtBeginning(ctx); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
 	a.engine.Skip(operation.Place(a.chain.Next))
 	a.engine.Recovered()
 	a.outbox = a.engine.Outbox()
@@ -73,7 +77,21 @@ func (a *actor) recover(ctx context.Context) error {
 }
 
 // errShorter keeps an actor from writing: what it would append would continue a history that nobody can read.
-var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy, or delete this partition's checkpoints to go on with what is left of it")
+var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy; the runbook says what is left to do if there is none")
+
+// lookAtBeginning tells of records that were deleted from the beginning of the journal. The work does not need them, with a checkpoint;
+// histories, new tables and the next checkpoint that is lost do.
+func (a *actor) lookAtBeginning(ctx context.Context) error {
+	topic := a.s.cfg.Topics.Journal()
+	starts, err := a.s.admin.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	if start, ok := starts.Lookup(topic, a.p); ok && start.Err == nil && start.Offset > 0 {
+		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start.Offset))
+	}
+	return nil
+}
 
 // sealedAs says whether a record carries this hash.
 func sealedAs(rec *kgo.Record, sum [32]byte) bool {

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -150,6 +151,48 @@ func TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAJournalWithoutItsBeginningIsToldOf: a partition goes on from its checkpoint, and says what is gone.
+func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var chain schemas.Chain
+		var records []*kgo.Record
+		for i := range 3 {
+			rec := schemas.EncodeEvent(&operation.Event{Kind: operation.Opened, At: operation.Time(i + 1), Owner: "other"}, nil, 0)
+			rec.Topic = on.topics.Journal()
+			chain.Seal(rec)
+			records = append(records, rec)
+		}
+		produce(t, on, append(records, schemas.EncodeCheckpoint(on.topics, 0, &schemas.Checkpoint{
+			Set: schemas.Set{Number: 1}, Position: &schemas.Position{Base: true, Chain: chain, Effects: 3},
+		}))...)
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.out.Close()
+		said := func() string {
+			t.Helper()
+			var log bytes.Buffer
+			if err := newActor(s, 0, &status{}, slog.New(slog.NewTextHandler(&log, nil))).recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return log.String()
+		}
+		const loss = "the journal has lost its beginning"
+		if got := said(); strings.Contains(got, loss) {
+			t.Errorf("expected nothing to be missed, but got %s", got)
+		}
+		offsets := kadm.Offsets{}
+		offsets.AddOffset(on.topics.Journal(), 0, 2, -1)
+		if deleted, err := s.admin.DeleteRecords(t.Context(), offsets); err != nil || deleted.Error() != nil {
+			t.Fatal(err, deleted.Error())
+		}
+		if got := said(); !strings.Contains(got, loss) || !strings.Contains(got, "first=2") {
+			t.Errorf("expected to be told that the first record is at 2, but got %s", got)
+		}
+	})
 }
 
 func ids(n int) []int {

@@ -125,7 +125,7 @@ type Projector struct {
 	failures   uint64
 }
 
-// partition is what the projector knows of one; the mutex of Projector guards all but chain and at.
+// partition is what the projector knows of one; the mutex of Projector guards all but chain, at and strange.
 type partition struct {
 	chain   schemas.Chain // read so far
 	at      operation.Time
@@ -134,7 +134,8 @@ type partition struct {
 	end     int64          // of the journal, as far as it is known
 	came    operation.Time // the first record after the tables were last level came to the journal
 	stopped error
-	strange bool // its end is another history, which was logged
+	strange *time.Timer // set when its end is another history: when that is logged
+	begin   int64       // of the journal: records before it were deleted, which was logged
 	waiters map[*waiter]struct{}
 }
 
@@ -177,6 +178,13 @@ var errAgain = errors.New("somebody else wrote to the tables; begin again from t
 // Run projects until ctx ends, and then returns nil. It is for one call. Failures of the store or the broker it logs and waits
 // out.
 func (p *Projector) Run(ctx context.Context) error {
+	defer func() {
+		for _, part := range p.partitions {
+			if part.strange != nil {
+				part.strange.Stop()
+			}
+		}
+	}()
 	for wait := p.config.BackoffMin; ctx.Err() == nil; wait *= 2 {
 		started := time.Now()
 		err := p.session(ctx)
@@ -466,7 +474,14 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 		part.came = operation.TimeOf(f.Records[0].Timestamp)
 	}
 	part.end = max(part.end, f.HighWatermark)
+	lost := f.LogStartOffset > part.begin
+	if lost {
+		part.begin = f.LogStartOffset
+	}
 	p.mu.Unlock()
+	if lost { // brokers delete a segment now and then, not more
+		p.config.Log.Error("the journal is losing its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int("partition", int(f.Partition)), slog.Int64("first", f.LogStartOffset))
+	}
 	if stopped {
 		return
 	}
@@ -482,13 +497,30 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 			b.entries = append(b.entries, entry)
 		}
 	}
-	if strange := part.chain.AtEnd(); part.chain.Next >= f.HighWatermark && part.strange != (strange != nil) {
-		if part.strange = strange != nil; part.strange {
-			p.config.Log.Error("the end of the journal is void and reads like a history of its own; unless that changes at once, records are missing from the tables: see opstream verify", slog.Int("partition", int(f.Partition)), slog.Any("err", strange))
-		}
-	}
+	p.judgeEnd(f.Partition, part, f.HighWatermark)
 	if part.chain.Next > before {
 		b.moveTo(position(f.Partition, &part.chain, part.at))
+	}
+}
+
+// strangeFor is how long the end of the journal may read like a history of its own: what a stale writer has left is followed by a record
+// of whoever took the partition over, at once.
+const strangeFor = 10 * time.Second
+
+// judgeEnd logs when the last records of a partition stay void, though they continue one another.
+func (p *Projector) judgeEnd(n int32, part *partition, end int64) {
+	if part.chain.Next < end {
+		return // there is more
+	}
+	err := part.chain.AtEnd()
+	switch {
+	case err == nil && part.strange != nil:
+		part.strange.Stop()
+		part.strange = nil
+	case err != nil && part.strange == nil:
+		part.strange = time.AfterFunc(strangeFor, func() {
+			p.config.Log.Error("the end of the journal is void and reads like a history of its own; records are missing from the tables: see opstream verify", slog.Int("partition", int(n)), slog.Any("err", err))
+		})
 	}
 }
 
@@ -665,6 +697,7 @@ type PartitionStatus struct {
 	End       int64         // of the journal, as far as the projector has seen it
 	Lag       int64         // End - Next
 	Age       time.Duration // since what the tables lack came to the journal, at most; 0 when they are level
+	Begin     int64         // of the journal: more than 0 if somebody has deleted records
 	Stopped   error         // why this partition is not projected any more
 }
 
@@ -678,7 +711,7 @@ func (p *Projector) Status() Status {
 		s.Since = time.Time{}
 	}
 	for n, part := range p.partitions {
-		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Stopped: part.stopped}
+		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Begin: part.begin, Stopped: part.stopped}
 		if ps.Lag > 0 && part.nextAt != 0 {
 			ps.Age = max(now.Sub(max(part.nextAt, part.came)), 0)
 		}

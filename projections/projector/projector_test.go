@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -385,6 +386,25 @@ func (u *unansweredStore) Apply(ctx context.Context, b *projections.Batch) error
 		}
 	})
 	return err
+}
+
+// TestJournalWithoutItsBeginning: what somebody deletes while the projector works is told of.
+func TestJournalWithoutItsBeginning(t *testing.T) {
+	b := newBench(t)
+	p, _ := b.run(b.config(open(t)))
+	b.wait(p, 0, b.events(0, b.request("one"), b.request("two")))
+	if s := p.Status(); s.Partitions[0].Begin != 0 {
+		t.Errorf("expected nothing to be missed, but got %+v", s)
+	}
+	offsets := kadm.Offsets{}
+	offsets.AddOffset(b.topics.Journal(), 0, 1, -1)
+	if deleted, err := kadm.NewClient(b.client).DeleteRecords(t.Context(), offsets); err != nil || deleted.Error() != nil {
+		t.Fatal(err, deleted.Error())
+	}
+	b.wait(p, 0, b.events(0, b.request("three")))
+	if s := p.Status(); s.Partitions[0].Begin != 1 {
+		t.Errorf("expected the journal to begin at 1, but got %+v", s)
+	}
 }
 
 // TestAgeAfterARest: tables that were level are behind since something came, not since the event before that.
