@@ -161,7 +161,7 @@ func (c *Client) Command(ctx context.Context, name, org, id string, body Command
 		}
 		return out, c.do(ctx, http.MethodDelete, operationPath(org, id), q, call.header(), nil, out)
 	}
-	data, err := json.Marshal(body)
+	data, err := Encode(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode the command: %w", err)
 	}

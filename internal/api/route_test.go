@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -180,6 +181,18 @@ func TestAClientThatHasClosedItsSideIsNotToldThatAllIsWell(t *testing.T) {
 	}
 	if got, _ := io.ReadAll(conn); len(got) > 0 {
 		t.Errorf("expected the connection to be cut, but got the answer %q", got)
+	}
+}
+
+// What a sender wrote comes back as it was, also what HTML has other names for.
+func TestWriteJSONLeavesPayloadsAlone(t *testing.T) {
+	const payload = `{"a":"<b>&\u003c\u2028 '","n":1e400,"m":-0}`
+	rec := httptest.NewRecorder()
+	if err := api.WriteJSON(rec, http.StatusOK, map[string]any{"data": json.RawMessage(payload), "name": "<&>"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := rec.Body.String(), `{"data":`+payload+`,"name":"<&>"}`+"\n"; got != want {
+		t.Errorf("expected %s, but got %s", want, got)
 	}
 }
 

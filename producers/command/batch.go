@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -160,11 +159,11 @@ func (s *service) batch(w http.ResponseWriter, r *http.Request) error {
 	lines := &lineReader{buffered: bufio.NewReaderSize(deadlineReader{r.Body, rc}, 64<<10)}
 	out := bufio.NewWriterSize(w, 32<<10)
 	write := func(line api.BatchLine) error {
-		data, err := json.Marshal(line)
+		data, err := api.Encode(line)
 		if err != nil {
 			return fmt.Errorf("encode the answer to line %d: %w", line.Line, err)
 		}
-		_, err = out.Write(append(data, '\n'))
+		_, err = out.Write(data)
 		return err
 	}
 	flush := func() error {

@@ -2,7 +2,6 @@ package query
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -145,7 +144,7 @@ type stream struct {
 }
 
 func (s *stream) event(kind, id string, data any) {
-	body, err := json.Marshal(data)
+	body, err := api.Encode(data)
 	if err != nil {
 		return // only what encodes is given here
 	}
