@@ -189,7 +189,7 @@ func (p *Projector) Run(ctx context.Context) error {
 		started := time.Now()
 		err := p.session(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // to be stopped is no failure
+			return nil // to be stopped is no failure
 		}
 		if time.Since(started) > p.config.StandbyMax {
 			wait = p.config.BackoffMin

@@ -70,13 +70,13 @@ type End struct {
 	last operation.Time // the last that is known of came to the journal
 }
 
-// restMin is the time without a record that counts as a rest.
-const restMin = 100 * time.Millisecond
+// leastRest is the time without a record that counts as a rest.
+const leastRest = 100 * time.Millisecond
 
 // with is what is known when an event is heard of.
 func (d End) with(e *Heard) End {
 	if next := int64(e.Place) + 1; next > d.Next {
-		if d.Next > 0 && e.At.Sub(d.last) >= restMin {
+		if d.Next > 0 && e.At.Sub(d.last) >= leastRest {
 			d.Rest, d.Came = d.Next, e.At
 		}
 		d.Next, d.last = next, e.At
