@@ -354,6 +354,10 @@ func (o *objects) check(t *testing.T, p *program) {
 				t.Errorf("%s: expected a %s probe at a port that there is", name, kind)
 			}
 		}
+		// An API that stops listening at once refuses those whom a service still sends to it.
+		if drains := c.Lifecycle != nil && c.Lifecycle.PreStop != nil && c.Lifecycle.PreStop.Sleep != nil; drains != (role == "api") {
+			t.Errorf("%s: expected the API, and nobody else, to answer for a moment after it was told to stop, but got %+v", name, c.Lifecycle)
+		}
 		if !slices.Equal(c.Args[:2], []string{"serve", "--config"}) || !p.has(t, "serve", "config") {
 			t.Errorf("%s: expected serve with its configuration, but got %q", name, c.Args)
 		}
