@@ -425,6 +425,11 @@ func (o *objects) check(t *testing.T, p *program) {
 		if sa := j.Spec.Template.Spec.ServiceAccountName; sa != "default" {
 			t.Errorf("%s: expected an account that is there before the chart, but got %s", name, sa)
 		}
+		// Helm waits five minutes, and six tries take longer: what a second try cannot change must end the Job, and be said.
+		if policy := j.Spec.PodFailurePolicy; policy == nil || len(policy.Rules) != 1 || policy.Rules[0].Action != batchv1.PodFailurePolicyActionFailJob ||
+			!slices.Equal(policy.Rules[0].OnExitCodes.Values, []int32{2, 3, 6}) || j.Annotations["helm.sh/hook-output-log-policy"] != "hook-failed" {
+			t.Errorf("%s: expected what is refused to end the Job and to be told by Helm, but got %+v and %v", name, policy, j.Annotations)
+		}
 		args := j.Spec.Template.Spec.Containers[0].Args
 		for _, arg := range args[2:] {
 			flag, value, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
