@@ -364,6 +364,11 @@ func (o *objects) check(t *testing.T, p *program) {
 		o.configuration(t, p, name, role, &d.Spec.Template)
 		if budget := o.budgets[name]; len(o.budgets) > 0 && (budget == nil || !selector(t, budget.Spec.Selector).Matches(labels.Set(d.Spec.Template.Labels))) {
 			t.Errorf("%s: expected a disruption budget for its pods", name)
+		} else if budget != nil {
+			always := budget.Spec.UnhealthyPodEvictionPolicy != nil && *budget.Spec.UnhealthyPodEvictionPolicy == policyv1.AlwaysAllow
+			if waits := role == "projector" || role == "api"; always != waits {
+				t.Errorf("%s: expected a drain to pass those that only wait, and nobody else, but got %v", name, budget.Spec.UnhealthyPodEvictionPolicy)
+			}
 		}
 		if o.scaled[name] == nil && d.Spec.Replicas == nil {
 			t.Errorf("%s: expected a number of replicas, since nothing scales it", name)
