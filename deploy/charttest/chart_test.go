@@ -181,8 +181,9 @@ type scaledObject struct {
 			Metadata   map[string]string `json:"metadata"`
 		} `json:"triggers"`
 		Fallback struct {
-			FailureThreshold int32 `json:"failureThreshold"`
-			Replicas         int32 `json:"replicas"`
+			FailureThreshold int32  `json:"failureThreshold"`
+			Replicas         int32  `json:"replicas"`
+			Behavior         string `json:"behavior"`
 		} `json:"fallback"`
 	} `json:"spec"`
 }
@@ -393,6 +394,11 @@ func (o *objects) check(t *testing.T, p *program) {
 		m := s.Spec.Triggers[0].Metadata
 		if !strings.Contains(m["query"], "opstream_") || strings.Count(m["query"], "{") != strings.Count(m["query"], "}") || m["threshold"] == "0" || m["serverAddress"] == "" {
 			t.Errorf("%s: expected a question about our metrics, but got %v", name, m)
+		}
+		// KEDA's own defaults take pods away in the middle of the work: an empty answer counts as 0, and a failing Prometheus as a wish
+		// for replicas, however many are there.
+		if m["ignoreNullValues"] != "false" || s.Spec.Fallback.Behavior != "currentReplicasIfHigher" {
+			t.Errorf("%s: expected no pod to be taken away while Prometheus says nothing, but got %v and %+v", name, m, s.Spec.Fallback)
 		}
 	}
 	for name, s := range o.services {
