@@ -27,6 +27,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
 
@@ -106,6 +107,11 @@ api: {sasl: {clientId: api, existingSecret: login-api}}
 kafka: {brokers: ["kafka:9093"], tls: {enabled: true}, sasl: {mechanism: OAUTHBEARER, tokenKey: token, existingSecret: everybody}}
 database: {existingSecret: db}
 scheduler: {sasl: {existingSecret: token-scheduler, tokenKey: jwt}}
+`,
+		"the image of a branch": `
+image: {tag: _feature-of-somebody-who-gives-branches-long-names-and-ends-them--0123456789abcdef}
+kafka: {brokers: ["kafka:9092"]}
+database: {existingSecret: db}
 `,
 		"schedulers only": `
 kafka: {brokers: ["kafka:9092"]}
@@ -233,6 +239,11 @@ func (o *objects) add(doc []byte) error {
 	}
 	if head.Name == "" || len(head.Name) > 63 {
 		return fmt.Errorf("expected a name of at most 63 characters, but got %q", head.Name)
+	}
+	for name, value := range head.Labels {
+		if faults := validation.IsValidLabelValue(value); len(faults) > 0 {
+			return fmt.Errorf("expected a label that a cluster takes, but %s is %q: %s", name, value, strings.Join(faults, "; "))
+		}
 	}
 	switch head.APIVersion + " " + head.Kind {
 	case "apps/v1 Deployment":
