@@ -27,6 +27,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
 
@@ -107,6 +108,11 @@ kafka: {brokers: ["kafka:9093"], tls: {enabled: true}, sasl: {mechanism: OAUTHBE
 database: {existingSecret: db}
 scheduler: {sasl: {existingSecret: token-scheduler, tokenKey: jwt}}
 `,
+		"the image of a branch": `
+image: {tag: _feature-of-somebody-who-gives-branches-long-names-and-ends-them--0123456789abcdef}
+kafka: {brokers: ["kafka:9092"]}
+database: {existingSecret: db}
+`,
 		"schedulers only": `
 kafka: {brokers: ["kafka:9092"]}
 worker: {enabled: false}
@@ -181,8 +187,9 @@ type scaledObject struct {
 			Metadata   map[string]string `json:"metadata"`
 		} `json:"triggers"`
 		Fallback struct {
-			FailureThreshold int32 `json:"failureThreshold"`
-			Replicas         int32 `json:"replicas"`
+			FailureThreshold int32  `json:"failureThreshold"`
+			Replicas         int32  `json:"replicas"`
+			Behavior         string `json:"behavior"`
 		} `json:"fallback"`
 	} `json:"spec"`
 }
@@ -232,6 +239,11 @@ func (o *objects) add(doc []byte) error {
 	}
 	if head.Name == "" || len(head.Name) > 63 {
 		return fmt.Errorf("expected a name of at most 63 characters, but got %q", head.Name)
+	}
+	for name, value := range head.Labels {
+		if faults := validation.IsValidLabelValue(value); len(faults) > 0 {
+			return fmt.Errorf("expected a label that a cluster takes, but %s is %q: %s", name, value, strings.Join(faults, "; "))
+		}
 	}
 	switch head.APIVersion + " " + head.Kind {
 	case "apps/v1 Deployment":
@@ -321,7 +333,12 @@ func TestRender(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.check(t, p)
-			if !strings.Contains(o.notes, "topics plan --brokers=") {
+			// A pod that is run by hand has none of the secrets.
+			want := "topics plan --brokers="
+			if strings.Contains(values, "tls: {enabled: true") || strings.Contains(values, "mechanism:") {
+				want = "--set topics.job=check"
+			}
+			if !strings.Contains(o.notes, want) {
 				t.Errorf("expected the notes to tell how to see what would change, but got\n%s", o.notes)
 			}
 		})
@@ -354,12 +371,21 @@ func (o *objects) check(t *testing.T, p *program) {
 				t.Errorf("%s: expected a %s probe at a port that there is", name, kind)
 			}
 		}
+		// An API that stops listening at once refuses those whom a service still sends to it.
+		if drains := c.Lifecycle != nil && c.Lifecycle.PreStop != nil && c.Lifecycle.PreStop.Sleep != nil; drains != (role == "api") {
+			t.Errorf("%s: expected the API, and nobody else, to answer for a moment after it was told to stop, but got %+v", name, c.Lifecycle)
+		}
 		if !slices.Equal(c.Args[:2], []string{"serve", "--config"}) || !p.has(t, "serve", "config") {
 			t.Errorf("%s: expected serve with its configuration, but got %q", name, c.Args)
 		}
 		o.configuration(t, p, name, role, &d.Spec.Template)
 		if budget := o.budgets[name]; len(o.budgets) > 0 && (budget == nil || !selector(t, budget.Spec.Selector).Matches(labels.Set(d.Spec.Template.Labels))) {
 			t.Errorf("%s: expected a disruption budget for its pods", name)
+		} else if budget != nil {
+			always := budget.Spec.UnhealthyPodEvictionPolicy != nil && *budget.Spec.UnhealthyPodEvictionPolicy == policyv1.AlwaysAllow
+			if waits := role == "projector" || role == "api"; always != waits {
+				t.Errorf("%s: expected a drain to pass those that only wait, and nobody else, but got %v", name, budget.Spec.UnhealthyPodEvictionPolicy)
+			}
 		}
 		if o.scaled[name] == nil && d.Spec.Replicas == nil {
 			t.Errorf("%s: expected a number of replicas, since nothing scales it", name)
@@ -384,6 +410,11 @@ func (o *objects) check(t *testing.T, p *program) {
 		m := s.Spec.Triggers[0].Metadata
 		if !strings.Contains(m["query"], "opstream_") || strings.Count(m["query"], "{") != strings.Count(m["query"], "}") || m["threshold"] == "0" || m["serverAddress"] == "" {
 			t.Errorf("%s: expected a question about our metrics, but got %v", name, m)
+		}
+		// KEDA's own defaults take pods away in the middle of the work: an empty answer counts as 0, and a failing Prometheus as a wish
+		// for replicas, however many are there.
+		if m["ignoreNullValues"] != "false" || s.Spec.Fallback.Behavior != "currentReplicasIfHigher" {
+			t.Errorf("%s: expected no pod to be taken away while Prometheus says nothing, but got %v and %+v", name, m, s.Spec.Fallback)
 		}
 	}
 	for name, s := range o.services {
@@ -420,6 +451,11 @@ func (o *objects) check(t *testing.T, p *program) {
 		}
 		if sa := j.Spec.Template.Spec.ServiceAccountName; sa != "default" {
 			t.Errorf("%s: expected an account that is there before the chart, but got %s", name, sa)
+		}
+		// Helm waits five minutes, and six tries take longer: what a second try cannot change must end the Job, and be said.
+		if policy := j.Spec.PodFailurePolicy; policy == nil || len(policy.Rules) != 1 || policy.Rules[0].Action != batchv1.PodFailurePolicyActionFailJob ||
+			!slices.Equal(policy.Rules[0].OnExitCodes.Values, []int32{2, 3, 6}) || j.Annotations["helm.sh/hook-output-log-policy"] != "hook-failed" {
+			t.Errorf("%s: expected what is refused to end the Job and to be told by Helm, but got %+v and %v", name, policy, j.Annotations)
 		}
 		args := j.Spec.Template.Spec.Containers[0].Args
 		for _, arg := range args[2:] {

@@ -19,7 +19,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "opstream.labels" -}}
 {{ include "opstream.selector" . }}
-app.kubernetes.io/version: {{ default .Chart.AppVersion .Values.image.tag | quote }}
+{{- /* Of a tag as much as a label may hold: 63 characters, the first and the last a letter or a digit. */}}
+app.kubernetes.io/version: {{ default .Chart.AppVersion .Values.image.tag | trunc 63 | regexFind "[A-Za-z0-9](.*[A-Za-z0-9])?" | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
