@@ -230,8 +230,8 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs, and how many records were on the log behind them then. It returns true when the topic's partition must not be fetched until
-// fetcher.resume. The fetcher calls it.
+// give takes fetched inputs, and how many records were on the log behind them then. It returns true when the topic's partition must not
+// be fetched until fetcher.resume. The fetcher calls it.
 func (a *actor) give(topic string, records []*kgo.Record, beyond int64) (pause bool) {
 	a.mu.Lock()
 	q := &a.reports

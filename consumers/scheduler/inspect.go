@@ -30,7 +30,7 @@ func Inspect(ctx context.Context, cfg Config, p int32) (fromCheckpoints, fromJou
 	whole := newActor(s, p, &status{}, s.log)
 	whole.engine = partition.New(s.cfg.Engine)
 	end := quick.chain.Next // others may go on writing
-	if err := s.read(ctx, s.cfg.Topics.Journal(), p, 0, func(rec *kgo.Record) error {
+	if _, err := s.read(ctx, s.cfg.Topics.Journal(), p, 0, func(rec *kgo.Record) error {
 		if rec.Offset >= end {
 			return errFound
 		}

@@ -20,7 +20,7 @@ func (a *actor) recover(ctx context.Context) error {
 	a.engine = partition.New(a.s.cfg.Engine)
 	topics := a.s.cfg.Topics
 	var sets checkpointSets
-	if err := a.s.read(ctx, topics.Checkpoints(), a.p, 0, sets.add); err != nil {
+	if _, err := a.s.read(ctx, topics.Checkpoints(), a.p, 0, sets.add); err != nil {
 		return fmt.Errorf("checkpoints: %w", err)
 	}
 	effects := operation.Place(0)
@@ -41,7 +41,7 @@ func (a *actor) recover(ctx context.Context) error {
 	if !anchored {
 		begin = min(begin, anchor.Last)
 	}
-	if err := a.s.read(ctx, topics.Journal(), a.p, begin, func(rec *kgo.Record) error {
+	start, err := a.s.read(ctx, topics.Journal(), a.p, begin, func(rec *kgo.Record) error {
 		if rec.Offset >= from {
 			return a.replay(rec)
 		}
@@ -59,14 +59,16 @@ func (a *actor) recover(ctx context.Context) error {
 			a.sendAgain(&ev, rec.Offset)
 		}
 		return nil
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	if !anchored {
 		return fmt.Errorf("%w: the last checkpoint knows an event at %d, but the journal ends before", errShorter, anchor.Last)
 	}
-	if err := a.lookAtBeginning(ctx); err != nil {
-		return fmt.Errorf("journal: %w", err)
+	if start > 0 {
+		// The work does not need what is gone, with a checkpoint; histories, new tables and the next checkpoint that is lost do.
+		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start))
 	}
 	a.engine.Skip(operation.Place(a.chain.Next))
 	a.engine.Recovered()
@@ -78,20 +80,6 @@ func (a *actor) recover(ctx context.Context) error {
 
 // errShorter keeps an actor from writing: what it would append would continue a history that nobody can read.
 var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy; the runbook says what is left to do if there is none")
-
-// lookAtBeginning tells of records that were deleted from the beginning of the journal. The work does not need them, with a checkpoint;
-// histories, new tables and the next checkpoint that is lost do.
-func (a *actor) lookAtBeginning(ctx context.Context) error {
-	topic := a.s.cfg.Topics.Journal()
-	starts, err := a.s.admin.ListStartOffsets(ctx, topic)
-	if err != nil {
-		return err
-	}
-	if start, ok := starts.Lookup(topic, a.p); ok && start.Err == nil && start.Offset > 0 {
-		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start.Offset))
-	}
-	return nil
-}
 
 // sealedAs says whether a record carries this hash.
 func sealedAs(rec *kgo.Record, sum [32]byte) bool {
@@ -130,53 +118,54 @@ func (a *actor) sendAgain(ev *operation.Event, offset int64) {
 	}
 }
 
-// read gives fn the records of a partition from an offset, or from the log's start if that is later, to its present end.
-func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64, fn func(*kgo.Record) error) error {
+// read gives fn the records of a partition from an offset, or from the log's start if that is later, to its present end. It returns where
+// the log starts.
+func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64, fn func(*kgo.Record) error) (begin int64, err error) {
 	starts, err := s.admin.ListStartOffsets(ctx, topic)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	ends, err := s.admin.ListEndOffsets(ctx, topic)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	start, ok1 := starts.Lookup(topic, p)
 	end, ok2 := ends.Lookup(topic, p)
 	if err := errors.Join(start.Err, end.Err); err != nil || !ok1 || !ok2 {
-		return fmt.Errorf("offsets of %s/%d: %w", topic, p, errors.Join(err, errNoOffsets))
+		return 0, fmt.Errorf("offsets of %s/%d: %w", topic, p, errors.Join(err, errNoOffsets))
 	}
 	from = max(from, start.Offset)
 	if from >= end.Offset {
-		return nil
+		return start.Offset, nil
 	}
 	client, err := kafkaclient.Within(ctx, append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
 		kgo.FetchMaxBytes(32<<20), kgo.FetchMaxPartitionBytes(16<<20),
 	)...)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer client.Close()
 	for next := from; next < end.Offset; {
 		fetches := client.PollRecords(ctx, 20_000)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		}
 		if errs := fetches.Errors(); len(errs) > 0 {
-			return fmt.Errorf("reading %s/%d at %d: %w", topic, p, next, errs[0].Err)
+			return 0, fmt.Errorf("reading %s/%d at %d: %w", topic, p, next, errs[0].Err)
 		}
 		for it := fetches.RecordIter(); !it.Done(); {
 			rec := it.Next()
 			if rec.Offset >= end.Offset {
-				return nil
+				return start.Offset, nil
 			}
 			if err := fn(rec); err != nil {
-				return err
+				return 0, err
 			}
 			next = rec.Offset + 1
 		}
 	}
-	return nil
+	return start.Offset, nil
 }
 
 var errNoOffsets = errors.New("the broker named none")
@@ -188,7 +177,7 @@ var errFound = errors.New("found")
 
 // requestAt reads the request that the event at place holds.
 func (a *actor) requestAt(ctx context.Context, place operation.Place) (req *operation.Request, err error) {
-	err = a.s.read(ctx, a.s.cfg.Topics.Journal(), a.p, int64(place), func(rec *kgo.Record) error {
+	_, err = a.s.read(ctx, a.s.cfg.Topics.Journal(), a.p, int64(place), func(rec *kgo.Record) error {
 		if rec.Offset != int64(place) {
 			return fmt.Errorf("%w: expected a record at %d, but the next one is at %d", errNoRequest, place, rec.Offset)
 		}

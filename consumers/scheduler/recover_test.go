@@ -64,7 +64,7 @@ func testCheckpointsLeadToTheStateOfTheJournal(t *testing.T, on service) {
 	}
 	defer s.out.Close()
 	var sets checkpointSets
-	if err := s.read(t.Context(), on.topics.Checkpoints(), 0, 0, sets.add); err != nil {
+	if _, err := s.read(t.Context(), on.topics.Checkpoints(), 0, 0, sets.add); err != nil {
 		t.Fatal(err)
 	}
 	newest := sets.newest()

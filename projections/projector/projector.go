@@ -475,9 +475,7 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 	}
 	part.end = max(part.end, f.HighWatermark)
 	lost := f.LogStartOffset > part.begin
-	if lost {
-		part.begin = f.LogStartOffset
-	}
+	part.begin = max(part.begin, f.LogStartOffset)
 	p.mu.Unlock()
 	if lost { // brokers delete a segment now and then, not more
 		p.config.Log.Error("the journal is losing its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int("partition", int(f.Partition)), slog.Int64("first", f.LogStartOffset))
