@@ -137,7 +137,7 @@ func (s *subscription) run(ctx context.Context) {
 }
 
 func (s *subscription) poll(ctx context.Context) {
-	faults := oftenlog.New(s.config.Logger, "reading failed, the client tries again")
+	faults := oftenlog.New(s.config.Logger, "reading failed, the client tries again", "topic")
 	for {
 		fetches := s.client.PollFetches(ctx)
 		if ctx.Err() != nil || fetches.IsClientClosed() {

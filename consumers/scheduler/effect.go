@@ -56,7 +56,7 @@ func (a *actor) tell(s *operation.State, item bool) {
 
 // hearTold makes told. What is lost for a reason that lasts is offered again in vain, and nobody else would say so.
 func (s *Scheduler) hearTold() func(*kgo.Record, error) {
-	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt")
+	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic")
 	return func(rec *kgo.Record, err error) {
 		if err != nil && s.ctx.Err() == nil {
 			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", err))

@@ -82,7 +82,7 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 		return nil, err
 	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
+		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched", "topic"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
 	}, nil
 }

@@ -217,9 +217,9 @@ func New(config Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: config.withDefaults()}
 	w.log = w.cfg.Logger
-	w.reportsFail = oftenlog.New(w.log, "a report was not written and is sent again")
-	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again")
-	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now")
+	w.reportsFail = oftenlog.New(w.log, "a report was not written and is sent again", "topic")
+	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again", "topic")
+	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now", "topic")
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))
 	w.host, _ = os.Hostname() // for people; empty is fine
 	w.beatEvery = min(time.Second, w.cfg.Lease/5)

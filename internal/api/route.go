@@ -22,6 +22,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/schemas"
 )
 
@@ -196,8 +197,9 @@ func served(log *slog.Logger, methods map[string]Route) http.Handler {
 	})
 }
 
-// guarded turns errors and panics into answers, and sets what every answer carries.
+// guarded turns errors and panics into answers, and sets what every answer carries. What fails is logged a line a code every ten seconds.
 func guarded(log *slog.Logger, handle func(http.ResponseWriter, *http.Request) error) http.Handler {
+	failed := oftenlog.New(log, "a request failed", "code") // all requests may, while a database is away
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := &writer{ResponseWriter: rw}
 		h := w.Header()
@@ -236,7 +238,7 @@ func guarded(log *slog.Logger, handle func(http.ResponseWriter, *http.Request) e
 		}
 		p := ProblemOf(err)
 		if p.Cause != nil {
-			log.WarnContext(r.Context(), "a request failed", "method", r.Method, "path", clip(r.URL.Path), "code", string(p.Code), "err", p.Cause)
+			failed.Warn(string(p.Code), slog.String("method", r.Method), slog.String("path", clip(r.URL.Path)), slog.Any("err", p.Cause))
 		}
 		if !w.begun {
 			writeProblem(w, p)

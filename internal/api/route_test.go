@@ -253,3 +253,15 @@ func TestMediaTypes(t *testing.T) {
 		t.Error("expected a compressed body to be refused")
 	}
 }
+
+// What fails is told in the log, but not once a request: with the database away it would be as long as the traffic.
+func TestFailuresAreLoggedNowAndThen(t *testing.T) {
+	var log bytes.Buffer
+	h := api.Handler(slog.New(slog.NewTextHandler(&log, nil)), routes()...)
+	for range 100 {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/v1/counts", nil))
+	}
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "code=internal method=GET path=/v1/counts err=secret") {
+		t.Errorf("expected one line with what failed, but got %s", got)
+	}
+}

@@ -12,7 +12,7 @@ import (
 func TestWarnsOfHowOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		w := New(slog.New(slog.NewTextHandler(&out, nil)), "it failed")
+		w := New(slog.New(slog.NewTextHandler(&out, nil)), "it failed", "topic")
 		lines := func() []string {
 			defer out.Reset()
 			return strings.Split(strings.TrimSpace(out.String()), "\n")

@@ -207,7 +207,7 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 func (c *Client) read(ctx context.Context) error {
-	denied := oftenlog.New(c.cfg.Log, "the brokers do not let this process read the journal; answers to commands are not heard until they do")
+	denied := oftenlog.New(c.cfg.Log, "the brokers do not let this process read the journal; answers to commands are not heard until they do", "topic")
 	for {
 		fetches := c.reader.PollFetches(ctx)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
