@@ -44,7 +44,7 @@ const (
 // overloadMemoryMax is what the whole process may have resident, in MiB. It follows from the configuration. On the heap, at most:
 //
 //	80  inputs that wait to be decided: 8192 requests of 2 KiB and 8192 reports of 500 bytes in each of 4 partitions (scheduler.Config.QueueMax)
-//	16  live operations: in each partition 500 (--backlog-max), 512 taken in at once, and what the worker holds; 4 KiB each
+//	16  live operations: in each partition 500 (--backlog-max), and what the worker holds; 4 KiB each
 //	64  ids that are remembered: 262144 a partition, of some 60 bytes (partition.Config.KnownMax)
 //	16  two batches (8 MiB each); single submissions are few here, and 64 MiB at most (command.Config.BodyBytes)
 //	64  fetched and not yet taken: 16 MiB for each of the readers, scheduler, projector, answers, worker

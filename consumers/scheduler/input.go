@@ -107,10 +107,12 @@ func (f *flow) took(n int) { f.excess = max(f.excess-int64(n), 0) }
 // is ahead of what will ever be appended.
 func (a *actor) takeInputs(ctx context.Context, t operation.Time, cause *operation.Cause) (err error) {
 	room := a.s.cfg.InFlightMax - len(a.flying)
-	requestsMax := requestsAtOnce
 	backlog, bytes := a.engine.Backlog()
-	if backlog > a.s.cfg.BacklogMax || bytes > a.s.cfg.BacklogBytes {
-		requestsMax = 0 // reports bring the backlog down, and wake the actor again
+	// Only what there is room for: with more, none could follow until that was done, and commands would be answered by fits and starts,
+	// which who sends them cannot foresee. Reports bring the backlog down, and wake the actor again.
+	requestsMax := min(requestsAtOnce, max(a.s.cfg.BacklogMax-backlog, 0))
+	if bytes > a.s.cfg.BacklogBytes {
+		requestsMax = 0
 	}
 	a.mu.Lock()
 	requestsMax = int(min(int64(requestsMax), a.flow.allowed(backlog, a.requests.lag(), a.s.ticks.now())))
