@@ -173,7 +173,7 @@ func New(config Config) (*Projector, error) {
 }
 
 // errAgain ends a session whose successor begins at the store's positions.
-var errAgain = errors.New("somebody else wrote to the tables; begin again from their positions")
+var errAgain = errors.New("something else has changed the tables; begin again from their positions")
 
 // Run projects until ctx ends, and then returns nil. It is for one call. Failures of the store or the broker it logs and waits
 // out.
@@ -197,7 +197,12 @@ func (p *Projector) Run(ctx context.Context) error {
 		if errors.Is(err, errAgain) {
 			// The other one does what this one would. Should it end, this one finds nobody in its way when it looks again.
 			wait = min(wait, p.config.StandbyMax)
-			p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
+			var moved *projections.PositionError
+			if errors.As(err, &moved) && moved.Have < moved.Want {
+				p.config.Log.LogAttrs(ctx, slog.LevelWarn, "the tables stand before what was written to them: an older copy has taken their place, and is made level with the journal", slog.Any("err", err), slog.Duration("wait", wait))
+			} else {
+				p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
+			}
 			p.fails(nil)
 			if !sleep(ctx, wait) {
 				return nil
@@ -258,6 +263,11 @@ func (p *Projector) session(ctx context.Context) error {
 	if missed {
 		p.missed()
 	}
+	at := make(map[int32]int64, len(from))
+	for n, offset := range from {
+		at[n] = offset.EpochOffset().Offset
+	}
+	p.fold.Begin(at)
 	opts := append([]kgo.Opt{
 		// Room for what a partition has in Config.FloodPause: the client fetches once while nothing is taken.
 		kgo.FetchMaxBytes(32 << 20), kgo.FetchMaxPartitionBytes(8 << 20), kgo.FetchMaxWait(10 * time.Second), kgo.FetchMinBytes(1),
