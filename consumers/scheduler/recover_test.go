@@ -153,6 +153,32 @@ func TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn(t *testing.T) {
 	}
 }
 
+// TestAnInputThatIsShorterThanWhatWasReadIsNotReadOn: what is sent next would stand where something else stood, and nobody would look
+// at it.
+func TestAnInputThatIsShorterThanWhatWasReadIsNotReadOn(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var chain schemas.Chain
+		ev := &operation.Event{Kind: operation.Rejected, At: 1, Org: "org", ID: "op", Command: operation.Cancel, Code: operation.NotFound, Cause: operation.Cause{Topic: schemas.TopicRequests, Offset: 1}}
+		rec := schemas.EncodeEvent(ev, nil, 0)
+		rec.Topic = on.topics.Journal()
+		chain.Seal(rec)
+		produce(t, on, rec, schemas.EncodeRequest(on.topics, request(t, "org", "one", "")))
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader", Engine: partition.Config{Partitions: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.out.Close()
+		recovered := func() error { return newActor(s, 0, &status{}, slog.Default()).recover(t.Context()) }
+		if err := recovered(); !errors.Is(err, errInputs) {
+			t.Errorf("expected to be told that requests ends before offset 2, but got %v", err)
+		}
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "two", "")))
+		if err := recovered(); err != nil {
+			t.Errorf("expected the partition to go on when the input reaches there, but got %v", err)
+		}
+	})
+}
+
 // TestAJournalWithoutItsBeginningIsToldOf: a partition goes on from its checkpoint, and says what is gone.
 func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
 	each(t, 1, func(t *testing.T, on service) {
