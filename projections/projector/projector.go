@@ -29,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -597,9 +598,37 @@ func (p *Projector) write(ctx context.Context, client *kgo.Client, topic string,
 		p.fails(err)
 		p.config.Log.LogAttrs(ctx, slog.LevelError, "the tables cannot be written; the journal goes on, and so will this",
 			slog.Int("events", len(b.entries)), slog.Any("err", err), slog.Duration("wait", wait))
+		p.lookAhead(ctx, client, topic)
 		if !sleep(ctx, wait) {
 			return ctx.Err()
 		}
+	}
+}
+
+// lookTime is how long the brokers may take to say where the journal ends; the batch is worth more than that.
+const lookTime = time.Second
+
+// lookAhead asks where the journal ends. While nothing can be written nothing is read either, and Status would go on telling how far the
+// tables were behind when that began.
+func (p *Projector) lookAhead(ctx context.Context, client *kgo.Client, topic string) {
+	bounded, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	ends, err := kadm.NewClient(client).ListEndOffsets(bounded, topic)
+	if err != nil {
+		return // the next try asks again
+	}
+	now := operation.TimeOf(time.Now())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for n, end := range ends[topic] {
+		part := p.partitions[n]
+		if part == nil || end.Err != nil || end.Offset <= part.end {
+			continue
+		}
+		if part.end <= part.next {
+			part.came = now // at the latest
+		}
+		part.end = end.Offset
 	}
 }
 

@@ -357,6 +357,16 @@ func TestStoreThatIsAway(t *testing.T) {
 	if s := p.Status(); s.Failing == nil || s.Since.IsZero() || s.Lag == 0 {
 		t.Errorf("expected the status to tell of the failure and the lag, but got %+v", s)
 	}
+	// What comes meanwhile, in another partition too, is not read, and counts all the same.
+	other := b.events(1, b.request("two"), b.request("three"))
+	last = b.events(0, b.request("four"))
+	for limit := time.After(20 * time.Second); p.Status().Lag < 5; {
+		select {
+		case <-store.failed:
+		case <-limit:
+			t.Fatalf("expected a lag of 5 offsets, but got %+v", p.Status())
+		}
+	}
 	gone, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("no patience")
 	cancel(why)
@@ -365,6 +375,7 @@ func TestStoreThatIsAway(t *testing.T) {
 	}
 	store.broken.Store(false)
 	b.wait(p, 0, last)
+	b.wait(p, 1, other)
 	stop()
 	if s := p.Status(); s.Failing != nil || s.Lag != 0 {
 		t.Errorf("expected nothing to fail any more, but got %+v", s)
