@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 
@@ -97,7 +98,7 @@ func (c *checkpoints) write(a *actor, t operation.Time) {
 			if err != nil {
 				c.failed.Store(true)
 				if last {
-					a.log.Warn("checkpoint was not written; the next one is whole again", "topic", rec.Topic, "err", err)
+					a.s.unsaved.Warn(rec.Topic, slog.Int("partition", int(a.p)), slog.Any("err", err))
 				}
 			} else if last && base && !c.failed.Load() {
 				a.s.trim(a.s.ctx, a.p, first)

@@ -179,6 +179,36 @@ func TestAnInputThatIsShorterThanWhatWasReadIsNotReadOn(t *testing.T) {
 	})
 }
 
+// TestPartitionsThatSomebodyAddsAreToldOf: the group gives them to a scheduler, which has no journal for them.
+func TestPartitionsThatSomebodyAddsAreToldOf(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var log said
+		s, err := New(Config{
+			Client: append(on.client, kgo.MetadataMaxAge(100*time.Millisecond)), Topics: on.topics, Owner: "one",
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, s)
+		untilStatus(t, s, "one partition", func(st Status) bool { return st.Active })
+		if _, err := s.admin.UpdatePartitions(t.Context(), 2, on.topics.Requests()); err != nil {
+			t.Fatal(err)
+		}
+		untilStatus(t, s, "what is wrong with the other", func(st Status) bool {
+			return st.Partition == 1 && st.Fault != nil && strings.Contains(st.Fault.Error(), "somebody has added more")
+		})
+		if text := log.String(); strings.Count(text, "somebody has added more") != 1 {
+			t.Errorf("expected one line about it, but got\n%s", text)
+		}
+		for _, st := range s.Status() {
+			if st.Partition == 0 && !st.Active {
+				t.Error("expected the partition that was there to go on")
+			}
+		}
+	})
+}
+
 // TestAJournalWithoutItsBeginningIsToldOf: a partition goes on from its checkpoint, and says what is gone.
 func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
 	each(t, 1, func(t *testing.T, on service) {
