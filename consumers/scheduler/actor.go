@@ -10,6 +10,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -347,7 +348,7 @@ func (a *actor) acknowledge() error {
 		ev := &a.flying[i]
 		switch {
 		case got.err != nil && !safeguard.NoReread:
-			return fmt.Errorf("what became of the append to %s for place %d is not known: %w", a.s.cfg.Topics.Journal(), ev.place, got.err)
+			return fmt.Errorf("what became of the append to %s for place %d is not known: %w", a.s.cfg.Topics.Journal(), ev.place, kafkaclient.Explain(got.err))
 		case got.err == nil && got.offset != int64(ev.place) && !safeguard.NoPlace:
 			a.s.counters.Displaced.Add(1)
 			return fmt.Errorf("%w: an event for place %d landed at %d", errDisplaced, ev.place, got.offset)
