@@ -88,7 +88,7 @@ const (
 // run recovers and works until ctx ends (nil) or the journal's end is not known any more.
 func (a *actor) run(ctx context.Context) error {
 	if n := a.s.cfg.Engine.Partitions; int(a.p) >= n {
-		return fmt.Errorf("expected %s to have %d partitions, as the journal has, but somebody has added more: nobody decides what stands on this one, and what is sent now may stand apart from what was sent before with the same key; opstream topics plan says what can be done", a.s.cfg.Topics.Requests(), n)
+		return fmt.Errorf("expected %s to have %d partitions, as the journal has, but somebody has added more: nobody decides what stands on this one, the others go on; look into the runbook before you restart a scheduler, which would not start", a.s.cfg.Topics.Requests(), n)
 	}
 	began := time.Now()
 	if err := a.recover(ctx); err != nil {
