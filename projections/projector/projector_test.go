@@ -349,7 +349,7 @@ func TestStoreThatIsAway(t *testing.T) {
 	store := &failingStore{Store: open(t), failed: make(chan struct{})}
 	store.broken.Store(true)
 	p, stop := b.run(b.config(store))
-	last := b.events(0, b.request("one"), operation.Event{Kind: operation.Dispatched, Org: "contoso", ID: "one", Attempt: 1, Session: "s"})
+	b.events(0, b.request("one"), operation.Event{Kind: operation.Dispatched, Org: "contoso", ID: "one", Attempt: 1, Session: "s"})
 	for range 3 {
 		<-store.failed
 	}
@@ -359,7 +359,7 @@ func TestStoreThatIsAway(t *testing.T) {
 	}
 	// What comes meanwhile, in another partition too, is not read, and counts all the same.
 	other := b.events(1, b.request("two"), b.request("three"))
-	last = b.events(0, b.request("four"))
+	last := b.events(0, b.request("four"))
 	for limit := time.After(20 * time.Second); p.Status().Lag < 5; {
 		select {
 		case <-store.failed:
