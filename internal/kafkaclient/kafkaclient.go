@@ -85,6 +85,8 @@ func Explain(err error) error {
 		return fmt.Errorf("if this lasts, the topic was deleted and made anew: start this process again: %w", err)
 	case errors.Is(err, kerr.MessageTooLarge):
 		return fmt.Errorf("the topic takes less than it should, see max.message.bytes in opstream topics plan: %w", err)
+	case errors.Is(err, kerr.InvalidRecord): // which a compacted topic says to records without a key
+		return fmt.Errorf("see cleanup.policy in opstream topics plan at once: a topic that is compacted loses what the service needs: %w", err)
 	}
 	return err
 }

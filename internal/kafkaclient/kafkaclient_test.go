@@ -112,6 +112,7 @@ func TestExplain(t *testing.T) {
 	}{
 		{fmt.Errorf("read: %w", kerr.UnknownTopicID), "start this process again"},
 		{kerr.MessageTooLarge, "topics plan"},
+		{kerr.InvalidRecord, "cleanup.policy"},
 	} {
 		if got := Explain(c.err); !errors.Is(got, c.err) || !strings.Contains(got.Error(), c.says) {
 			t.Errorf("expected to be told to look at %q, but got %v", c.says, got)
