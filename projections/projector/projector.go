@@ -20,6 +20,7 @@
 package projector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,7 +127,7 @@ type Projector struct {
 	failures   uint64
 }
 
-// partition is what the projector knows of one; the mutex of Projector guards all but chain, at and strange.
+// partition is what the projector knows of one; the mutex of Projector guards all but chain and at.
 type partition struct {
 	chain   schemas.Chain // read so far
 	at      operation.Time
@@ -135,7 +136,8 @@ type partition struct {
 	end     int64          // of the journal, as far as it is known
 	came    operation.Time // the first record after the tables were last level came to the journal
 	stopped error
-	strange *time.Timer // set when its end is another history: when that is logged
+	strange *time.Timer // set when its end is another history: when that is told
+	odd     error       // told that its end is another history
 	begin   int64       // of the journal: records before it were deleted, which was logged
 	waiters map[*waiter]struct{}
 }
@@ -459,7 +461,7 @@ func (p *Projector) poll(ctx context.Context, client *kgo.Client, topic string, 
 // faulty deals with an error that the client does not deal with itself, and returns it if the session must end.
 func (p *Projector) faulty(client *kgo.Client, topic string, n int32, err error) error {
 	if errors.Is(err, kerr.OffsetOutOfRange) {
-		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: %w; rebuild the tables from a complete journal: remove their database and start again", err))
+		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: it has lost records, or is another one; keep the tables, and restore the journal from a copy; if it is complete, remove their database and start again: %w", err))
 		return nil
 	}
 	return fmt.Errorf("read partition %d of %s: %w", n, topic, err)
@@ -516,20 +518,31 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 // of whoever took the partition over, at once.
 const strangeFor = 10 * time.Second
 
-// judgeEnd logs when the last records of a partition stay void, though they continue one another.
+// judgeEnd tells when the last records of a partition stay void, though they continue one another: it was changed, or the tables are
+// another installation's.
 func (p *Projector) judgeEnd(n int32, part *partition, end int64) {
 	if part.chain.Next < end {
 		return // there is more
 	}
 	err := part.chain.AtEnd()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case err == nil && part.strange != nil:
 		part.strange.Stop()
-		part.strange = nil
+		part.strange, part.odd = nil, nil
 	case err != nil && part.strange == nil:
-		part.strange = time.AfterFunc(strangeFor, func() {
+		var timer *time.Timer
+		timer = time.AfterFunc(strangeFor, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if part.strange != timer {
+				return // it was well in this very moment
+			}
+			part.odd = err
 			p.config.Log.Error("the end of the journal is void and reads like a history of its own; records are missing from the tables: see opstream verify", slog.Int("partition", int(n)), slog.Any("err", err))
 		})
+		part.strange = timer
 	}
 }
 
@@ -748,7 +761,7 @@ func (p *Projector) Status() Status {
 		s.Since = time.Time{}
 	}
 	for n, part := range p.partitions {
-		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Begin: part.begin, Stopped: part.stopped}
+		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Begin: part.begin, Stopped: cmp.Or(part.stopped, part.odd)}
 		if ps.Lag > 0 && part.nextAt != 0 {
 			ps.Age = max(now.Sub(max(part.nextAt, part.came)), 0)
 		}
