@@ -2,7 +2,9 @@ package projections
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/opstream/opstream/domain/operation"
 )
@@ -23,6 +25,7 @@ type Projector struct {
 	store   Store
 	maxLive int
 	next    map[int32]int64 // nil when it must be read from the store
+	begin   map[int32]int64 // where the events of the next call begin, see Begin
 	live    map[Ref]*tracked
 
 	// Used again for each batch.
@@ -81,6 +84,12 @@ func (e *UnknownOperationError) Error() string {
 		e.ID, e.Org, e.Event, e.Place, e.Partition)
 }
 
+// Begin tells where in each partition the events begin that are given to Project next, each call going on where the last one that was
+// written ended. Tables that turn out to stand before that are refused with a *PositionError: an older copy has taken their place, a
+// backup or a replica that had not heard of everything, and what happened in between would be left out of it. Then Begin is to be
+// called with where they stand. Without Begin nobody looks.
+func (p *Projector) Begin(at map[int32]int64) { p.begin = maps.Clone(at) }
+
 // Project writes valid events, in order within each partition, and the positions after them. What the tables have already is left
 // out, so that events which come again change nothing. After an error nothing is written, and the same call may be made
 // again.
@@ -117,7 +126,11 @@ func (p *Projector) project(ctx context.Context, entries []Entry, positions []Po
 	clear(p.finished)
 	for _, to := range positions {
 		p.finished[to.Partition] = to
-		if from := p.next[to.Partition]; to.Next > from {
+		from := p.next[to.Partition]
+		if begin := p.begin[to.Partition]; from < begin {
+			return &PositionError{Partition: to.Partition, Have: from, Want: begin}
+		}
+		if to.Next > from {
 			b.Steps = append(b.Steps, Step{From: from, To: to})
 		}
 	}
@@ -125,7 +138,7 @@ func (p *Projector) project(ctx context.Context, entries []Entry, positions []Po
 		return err
 	}
 	if err := p.fold(entries); err != nil {
-		return err
+		return p.orMoved(ctx, err)
 	}
 	p.collect()
 	if len(b.Steps) == 0 {
@@ -136,12 +149,38 @@ func (p *Projector) project(ctx context.Context, entries []Entry, positions []Po
 	}
 	for _, s := range b.Steps {
 		p.next[s.To.Partition] = s.To.Next
+		if p.begin != nil {
+			p.begin[s.To.Partition] = s.To.Next
+		}
 	}
 	if p.OnCommitted != nil {
 		p.OnCommitted(b)
 	}
 	p.settle()
 	return nil
+}
+
+// orMoved returns err, or a *PositionError if it comes from tables that do not stand where they are believed to: an older copy of them
+// lacks operations, and no event contradicts it.
+func (p *Projector) orMoved(ctx context.Context, err error) error {
+	var unknown *UnknownOperationError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	have, failed := p.store.Positions(ctx)
+	if failed != nil {
+		return fmt.Errorf("read the positions: %w", failed)
+	}
+	now := int64(0)
+	for _, h := range have {
+		if h.Partition == unknown.Partition {
+			now = h.Next
+		}
+	}
+	if want := p.next[unknown.Partition]; now != want {
+		return &PositionError{Partition: unknown.Partition, Have: now, Want: want}
+	}
+	return err
 }
 
 // find says for each event which operation it is about, asking the store at most once.

@@ -212,8 +212,8 @@ type Batch struct {
 	Steps      []Step
 }
 
-// PositionError says that a batch does not begin where the store stands: it was applied before, or somebody else writes
-// to the same tables. Read the positions again and go on from there.
+// PositionError says that a batch does not begin where the store stands: it was applied before, somebody else writes to the same
+// tables, or, if they stand before it, an older copy of them has taken their place. Read the positions again and go on from there.
 type PositionError struct {
 	Partition  int32
 	Have, Want int64

@@ -395,6 +395,9 @@ func (s *service) ready(ctx context.Context) error {
 		}
 		for _, p := range s.scheduler.Status() {
 			if !p.Active {
+				if p.Fault != nil {
+					return fmt.Errorf("partition %d is being recovered: %w", p.Partition, p.Fault)
+				}
 				return fmt.Errorf("partition %d is being recovered", p.Partition)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -86,6 +87,9 @@ const (
 
 // run recovers and works until ctx ends (nil) or the journal's end is not known any more.
 func (a *actor) run(ctx context.Context) error {
+	if n := a.s.cfg.Engine.Partitions; int(a.p) >= n {
+		return fmt.Errorf("expected %s to have %d partitions, as the journal has, but somebody has added more: nobody decides what stands on this one, the others go on; look into the runbook before you restart a scheduler, which would not start", a.s.cfg.Topics.Requests(), n)
+	}
 	began := time.Now()
 	if err := a.recover(ctx); err != nil {
 		return fmt.Errorf("recovery: %w", err)
@@ -344,7 +348,7 @@ func (a *actor) acknowledge() error {
 		ev := &a.flying[i]
 		switch {
 		case got.err != nil && !safeguard.NoReread:
-			return fmt.Errorf("what became of the append to %s for place %d is not known: %w", a.s.cfg.Topics.Journal(), ev.place, got.err)
+			return fmt.Errorf("what became of the append to %s for place %d is not known: %w", a.s.cfg.Topics.Journal(), ev.place, kafkaclient.Explain(got.err))
 		case got.err == nil && got.offset != int64(ev.place) && !safeguard.NoPlace:
 			a.s.counters.Displaced.Add(1)
 			return fmt.Errorf("%w: an event for place %d landed at %d", errDisplaced, ev.place, got.offset)

@@ -2,11 +2,13 @@ package scheduler
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -97,7 +99,7 @@ func (c *checkpoints) write(a *actor, t operation.Time) {
 			if err != nil {
 				c.failed.Store(true)
 				if last {
-					a.log.Warn("checkpoint was not written; the next one is whole again", "topic", rec.Topic, "err", err)
+					a.s.unsaved.Warn(rec.Topic, slog.Int("partition", int(a.p)), slog.Any("err", kafkaclient.Explain(err)))
 				}
 			} else if last && base && !c.failed.Load() {
 				a.s.trim(a.s.ctx, a.p, first)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
@@ -59,7 +60,7 @@ func (s *Scheduler) hearTold() func(*kgo.Record, error) {
 	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic")
 	return func(rec *kgo.Record, err error) {
 		if err != nil && s.ctx.Err() == nil {
-			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", err))
+			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", kafkaclient.Explain(err)))
 		}
 	}
 }

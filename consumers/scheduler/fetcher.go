@@ -147,7 +147,7 @@ func (f *fetcher) listen(ctx context.Context) {
 func (f *fetcher) complain(fetches kgo.Fetches) {
 	for _, err := range fetches.Errors() {
 		if !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, kgo.ErrClientClosed) {
-			f.faults.Warn(err.Topic, slog.Int("partition", int(err.Partition)), slog.Any("err", err.Err))
+			f.faults.Warn(err.Topic, slog.Int("partition", int(err.Partition)), slog.Any("err", kafkaclient.Explain(err.Err)))
 		}
 	}
 }

@@ -71,6 +71,9 @@ func (a *actor) recover(ctx context.Context) error {
 		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start))
 	}
 	a.engine.Skip(operation.Place(a.chain.Next))
+	if err := a.inputsReachThere(ctx); err != nil {
+		return err
+	}
 	a.engine.Recovered()
 	a.outbox = a.engine.Outbox()
 	a.points = checkpoints{since: max(a.engine.Now(), a.s.cfg.now())}
@@ -80,6 +83,32 @@ func (a *actor) recover(ctx context.Context) error {
 
 // errShorter keeps an actor from writing: what it would append would continue a history that nobody can read.
 var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy; the runbook says what is left to do if there is none")
+
+// errInputs keeps an actor from reading: what comes next on that input would stand at offsets that were read before, and be passed over as
+// known.
+var errInputs = errors.New("an input has lost records, or is another one; restore it from a copy, or follow the runbook")
+
+// inputsReachThere makes sure that no input ends before what the journal has read of it.
+func (a *actor) inputsReachThere(ctx context.Context) error {
+	t, read := a.s.cfg.Topics, a.engine.Positions()
+	ends, err := a.s.admin.ListEndOffsets(ctx, t.Requests(), t.Reports(), t.Signals())
+	if err != nil {
+		return fmt.Errorf("ends of the inputs: %w", err)
+	}
+	for _, input := range []struct {
+		topic string
+		read  int64
+	}{{t.Requests(), read.Requests}, {t.Reports(), read.Reports}, {t.Signals(), read.Signals}} {
+		end, ok := ends.Lookup(input.topic, a.p)
+		if !ok || end.Err != nil {
+			return fmt.Errorf("end of %s/%d: %w", input.topic, a.p, errors.Join(end.Err, errNoOffsets))
+		}
+		if end.Offset < input.read {
+			return fmt.Errorf("%w: the journal has read %s/%d up to %d, but it ends at %d", errInputs, input.topic, a.p, input.read, end.Offset)
+		}
+	}
+	return nil
+}
 
 // sealedAs says whether a record carries this hash.
 func sealedAs(rec *kgo.Record, sum [32]byte) bool {

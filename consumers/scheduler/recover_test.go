@@ -153,6 +153,62 @@ func TestAJournalThatIsShorterThanItsCheckpointIsNotWrittenOn(t *testing.T) {
 	}
 }
 
+// TestAnInputThatIsShorterThanWhatWasReadIsNotReadOn: what is sent next would stand where something else stood, and nobody would look
+// at it.
+func TestAnInputThatIsShorterThanWhatWasReadIsNotReadOn(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var chain schemas.Chain
+		ev := &operation.Event{Kind: operation.Rejected, At: 1, Org: "org", ID: "op", Command: operation.Cancel, Code: operation.NotFound, Cause: operation.Cause{Topic: schemas.TopicRequests, Offset: 1}}
+		rec := schemas.EncodeEvent(ev, nil, 0)
+		rec.Topic = on.topics.Journal()
+		chain.Seal(rec)
+		produce(t, on, rec, schemas.EncodeRequest(on.topics, request(t, "org", "one", "")))
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader", Engine: partition.Config{Partitions: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.out.Close()
+		recovered := func() error { return newActor(s, 0, &status{}, slog.Default()).recover(t.Context()) }
+		if err := recovered(); !errors.Is(err, errInputs) {
+			t.Errorf("expected to be told that requests ends before offset 2, but got %v", err)
+		}
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "two", "")))
+		if err := recovered(); err != nil {
+			t.Errorf("expected the partition to go on when the input reaches there, but got %v", err)
+		}
+	})
+}
+
+// TestPartitionsThatSomebodyAddsAreToldOf: the group gives them to a scheduler, which has no journal for them.
+func TestPartitionsThatSomebodyAddsAreToldOf(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var log said
+		s, err := New(Config{
+			Client: append(on.client, kgo.MetadataMaxAge(100*time.Millisecond)), Topics: on.topics, Owner: "one",
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, s)
+		untilStatus(t, s, "one partition", func(st Status) bool { return st.Active })
+		if _, err := s.admin.UpdatePartitions(t.Context(), 2, on.topics.Requests()); err != nil {
+			t.Fatal(err)
+		}
+		untilStatus(t, s, "what is wrong with the other", func(st Status) bool {
+			return st.Partition == 1 && st.Fault != nil && strings.Contains(st.Fault.Error(), "somebody has added more")
+		})
+		if text := log.String(); strings.Count(text, "somebody has added more") != 1 {
+			t.Errorf("expected one line about it, but got\n%s", text)
+		}
+		for _, st := range s.Status() {
+			if st.Partition == 0 && !st.Active {
+				t.Error("expected the partition that was there to go on")
+			}
+		}
+	})
+}
+
 // TestAJournalWithoutItsBeginningIsToldOf: a partition goes on from its checkpoint, and says what is gone.
 func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
 	each(t, 1, func(t *testing.T, on service) {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/internal/embedded"
 	"github.com/opstream/opstream/internal/kafkaclient"
+	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -123,6 +125,8 @@ type Scheduler struct {
 	ticks ticker
 	told  func(*kgo.Record, error) // hears what became of what workers are sent
 
+	unsaved *oftenlog.Warner // checkpoints that were not written
+
 	counters Counters
 	joined   atomic.Bool
 
@@ -167,6 +171,7 @@ func New(cfg Config) (*Scheduler, error) {
 		ticks: ticker{time.Now()},
 	}
 	s.told = s.hearTold()
+	s.unsaved = oftenlog.New(s.log, "checkpoint was not written; the next one is whole again", "topic")
 	return s, nil
 }
 
@@ -273,7 +278,9 @@ func (s *Scheduler) beMember(ctx context.Context, member *kafkaclient.Client) er
 
 // member joins the group. The membership is all that is wanted of this client.
 func (s *Scheduler) member(session time.Duration) (*kafkaclient.Client, error) {
-	member, err := kafkaclient.New(append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
+	// By MetadataMaxAge partitions that somebody adds are noticed: nobody decides what stands on them. The caller's options may say otherwise.
+	opts := append([]kgo.Opt{kgo.MetadataMaxAge(time.Minute)}, s.cfg.Client...)
+	member, err := kafkaclient.New(append(opts,
 		kgo.ConsumerGroup(s.cfg.Group),
 		kgo.ConsumeTopics(s.cfg.Topics.Requests()),
 		// A change must not stop the partitions that stay.
@@ -441,10 +448,10 @@ func (s *Scheduler) partitionsPatiently(ctx context.Context) (int, error) {
 
 var errUnreachable = errors.New("cannot ask the brokers for the topics")
 
-// partitions is the number of partitions of requests, which journal, reports, signals and checkpoints must share.
+// partitions is the number of partitions of the journal, which requests, reports, signals and checkpoints must share.
 func (s *Scheduler) partitions(ctx context.Context) (int, error) {
 	t := s.cfg.Topics
-	names := []string{t.Requests(), t.Reports(), t.Signals(), t.Journal(), t.Checkpoints()}
+	names := []string{t.Journal(), t.Requests(), t.Reports(), t.Signals(), t.Checkpoints()}
 	details, err := s.admin.ListTopics(ctx, append(names, t.Inboxes(), t.Sessions(), t.DeadLetter())...)
 	if kafka := (*kerr.Error)(nil); err != nil && !errors.As(err, &kafka) {
 		return 0, fmt.Errorf("%w: %w", errUnreachable, err)
@@ -506,6 +513,8 @@ func (s *Scheduler) own(p int32) {
 // that it does not know the journal's end.
 func (s *Scheduler) tend(ctx context.Context, p int32, seen *status) {
 	log := s.log.With("partition", p)
+	// A cause that lasts, of all partitions at once, would fill the log.
+	anew := oftenlog.New(s.log, "partition is recovered anew", "partition")
 	pause := time.Duration(0)
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -520,7 +529,8 @@ func (s *Scheduler) tend(ctx context.Context, p int32, seen *status) {
 			pause = 5 * time.Millisecond
 		}
 		wait := time.Duration(float64(pause) * (0.25 + 1.5*rand.Float64()))
-		log.Warn("partition is recovered anew", "err", err, "in", wait)
+		seen.fault.Store(&err)
+		anew.Warn(strconv.Itoa(int(p)), slog.Any("err", err), slog.Duration("in", wait))
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

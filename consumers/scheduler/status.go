@@ -25,7 +25,8 @@ type Status struct {
 	Partition int32
 	Live      int // operations that have not ended
 	End       operation.Place
-	Active    bool // recovered and at work
+	Active    bool  // recovered and at work
+	Fault     error // why it is not, nil if it only begins
 
 	Waiting map[operation.Wait]int // live operations that do not run, by reason; those that are ready wait for resources
 	// Backlog is the ready operations of types that a living session serves: work that will be done, only not yet.
@@ -45,6 +46,7 @@ type Status struct {
 type status struct {
 	live, end, backlog atomic.Int64
 	active             atomic.Bool
+	fault              atomic.Pointer[error] // what ended the last actor
 	waits              [operation.WaitServicePaused + 1]atomic.Int64
 
 	undecided, oldest atomic.Int64 // requests that wait, and when the first was sent, Unix milliseconds; 0 when none does
@@ -82,6 +84,9 @@ func (s *status) get(p int32, now operation.Time) Status {
 		Waiting: make(map[operation.Wait]int, len(s.waits)), Backlog: int(s.backlog.Load()),
 		Undecided:       s.undecided.Load(),
 		SinceCheckpoint: int(s.events.Load()),
+	}
+	if fault := s.fault.Load(); fault != nil && !out.Active {
+		out.Fault = *fault
 	}
 	if ms := s.oldest.Load(); ms != 0 {
 		out.Oldest = time.UnixMilli(ms)

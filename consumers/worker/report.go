@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -47,8 +48,8 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 	case s.isOver():
 		err = ErrLeaseLost
 	case errors.Is(err, kerr.MessageTooLarge):
-		s.w.log.Error("report is larger than the topic takes; raise the topic's max.message.bytes", "topic", rec.Topic, "partition", rec.Partition,
-			"operation_id", r.command.ID, "attempt", r.command.Attempt, "bytes", len(rec.Value))
+		s.w.reportsTooLarge.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)),
+			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Int("bytes", len(rec.Value)))
 		if r.command.Kind == operation.Succeed || r.command.Kind == operation.Yield {
 			again := &answer{session: s, at: r.at, key: r.key, command: r.command}
 			again.command.Kind, again.command.Result, again.command.Carry = operation.Fail, nil, nil
@@ -58,7 +59,7 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 	default:
 		s.w.counters.Resent.Add(1)
 		s.w.reportsFail.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)),
-			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Any("err", err))
+			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Any("err", kafkaclient.Explain(err)))
 		time.AfterFunc(resendAfter, func() {
 			if err := s.stillMayReport(); err != nil {
 				r.settle(err)

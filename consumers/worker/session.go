@@ -349,7 +349,7 @@ func (s *session) poll(ctx context.Context) {
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
 			// The client goes on by itself; should it fail for longer, the heartbeats will, too.
-			s.w.inboxFails.Warn(topic, slog.Int("partition", int(partition)), slog.Any("err", err))
+			s.w.inboxFails.Warn(topic, slog.Int("partition", int(partition)), slog.Any("err", kafkaclient.Explain(err)))
 		})
 		fetches.EachRecord(s.take)
 		kafkaclient.Pace(ctx, fetches)
@@ -756,7 +756,7 @@ func (s *session) beat(hb *schemas.Heartbeat, state schemas.SessionState, now ti
 		if err != nil {
 			s.beatNext = time.Now().Add(min(resendAfter, s.w.beatEvery))
 			if !errors.Is(err, kgo.ErrClientClosed) {
-				s.w.heartbeatsFail.Warn(rec.Topic, slog.String("session", string(s.id)), slog.Any("err", err))
+				s.w.heartbeatsFail.Warn(rec.Topic, slog.String("session", string(s.id)), slog.Any("err", kafkaclient.Explain(err)))
 			}
 		} else {
 			s.w.counters.Heartbeats.Add(1)

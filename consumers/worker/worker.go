@@ -203,7 +203,7 @@ type Worker struct {
 	routes    routes
 	counters  Counters
 
-	reportsFail, heartbeatsFail, inboxFails *oftenlog.Warner
+	reportsFail, reportsTooLarge, heartbeatsFail, inboxFails *oftenlog.Warner
 
 	detached atomic.Int64 // handlers of sessions that are over, which still run
 	current  atomic.Pointer[session]
@@ -218,6 +218,8 @@ func New(config Config) (*Worker, error) {
 	w := &Worker{cfg: config.withDefaults()}
 	w.log = w.cfg.Logger
 	w.reportsFail = oftenlog.New(w.log, "a report was not written and is sent again", "topic")
+	// When somebody has made the topic's limit small, it is every report.
+	w.reportsTooLarge = oftenlog.New(w.log, "report is larger than the topic takes; see max.message.bytes in opstream topics plan", "topic")
 	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again", "topic")
 	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now", "topic")
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))

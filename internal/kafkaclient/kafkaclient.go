@@ -8,8 +8,11 @@ package kafkaclient
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -73,4 +76,17 @@ func Pace(ctx context.Context, fetches kgo.Fetches) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+}
+
+// Explain adds to an error of the brokers that lasts what is behind it and what to do, where Kafka's own words do not say so.
+func Explain(err error) error {
+	switch {
+	case errors.Is(err, kerr.UnknownTopicID): // a client keeps to the topic that it has met, whatever has that name now
+		return fmt.Errorf("if this lasts, the topic was deleted and made anew: start this process again: %w", err)
+	case errors.Is(err, kerr.MessageTooLarge):
+		return fmt.Errorf("the topic takes less than it should, see max.message.bytes in opstream topics plan: %w", err)
+	case errors.Is(err, kerr.InvalidRecord): // which a compacted topic says to records without a key
+		return fmt.Errorf("see cleanup.policy in opstream topics plan at once: a topic that is compacted loses what the service needs: %w", err)
+	}
+	return err
 }

@@ -3,10 +3,13 @@ package kafkaclient
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -99,5 +102,23 @@ func TestCloseEnds(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		says string
+	}{
+		{fmt.Errorf("read: %w", kerr.UnknownTopicID), "start this process again"},
+		{kerr.MessageTooLarge, "topics plan"},
+		{kerr.InvalidRecord, "cleanup.policy"},
+	} {
+		if got := Explain(c.err); !errors.Is(got, c.err) || !strings.Contains(got.Error(), c.says) {
+			t.Errorf("expected to be told to look at %q, but got %v", c.says, got)
+		}
+	}
+	if err := errors.New("another"); !errors.Is(Explain(err), err) || Explain(err).Error() != "another" || Explain(nil) != nil {
+		t.Errorf("expected other errors to stay as they are, but got %v", Explain(err))
 	}
 }

@@ -439,3 +439,32 @@ func TestURLs(t *testing.T) {
 		}
 	}
 }
+
+// TestDatabaseMadeAnew: whoever makes the database anew, empty or from a copy that an older version has left, need not restart anybody.
+func TestDatabaseMadeAnew(t *testing.T) {
+	store := opened(t, pgtest.Postgres(t), Options{})
+	j, halves := some(t)
+	if err := halves[0](t.Context(), projections.NewProjector(store, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for name, statements := range map[string][]string{
+		"empty":               {"DROP SCHEMA public CASCADE", "CREATE SCHEMA public"},
+		"of an older version": {"DELETE FROM positions", "DELETE FROM operations", "DELETE FROM operation_events", "DELETE FROM rejections", "DELETE FROM counts", "DROP TABLE operation_statuses", "DELETE FROM goose_db_version WHERE version_id >= 16"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, statement := range statements {
+				if _, err := store.pool.Exec(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := projections.NewProjector(store, 0)
+			if err := halves[1](t.Context(), p); err == nil {
+				t.Error("expected to hear that tables are missing, but did not")
+			}
+			if err := halves[1](t.Context(), p); err != nil {
+				t.Fatalf("expected the tables to be made again, but: %v", err)
+			}
+			verified(t, store, j)
+		})
+	}
+}

@@ -129,6 +129,7 @@ const (
 	codeUnknown       = "40003" // statement_completion_unknown: CockroachDB's word for an ambiguous commit
 	codeDeadlock      = "40P01"
 	codeNoTable       = "42P01"
+	codeNoColumn      = "42703"
 	codeDuplicate     = "23505"
 	codeReadOnly      = "25006"
 	codeCanceled      = "57014" // statement_timeout, or somebody's pg_cancel_backend
@@ -147,6 +148,12 @@ func code(err error) string {
 func ofSession(err error) bool {
 	c := code(err)
 	return c == codeReadOnly || c == codeCanceled
+}
+
+// ofTables says whether the tables are not those that were found: they were removed, or older ones are in their place.
+func ofTables(err error) bool {
+	c := code(err)
+	return c == codeNoTable || c == codeNoColumn
 }
 
 // unknown says whether a COMMIT that ended with this error may have been done: nothing was heard, or the server ended the

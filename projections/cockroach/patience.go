@@ -93,6 +93,9 @@ func (s *Store) within(ctx context.Context, p *patience, do func(context.Context
 		if ofSession(err) {
 			s.renew(now)
 		}
+		if ofTables(err) { // the database was made anew, or restored from a copy: the next use looks what it is
+			s.known.Store(nil)
+		}
 		return err
 	}
 	next := p.lost(limit, now)

@@ -22,6 +22,7 @@ func TestEndOfAnotherHistory(t *testing.T) {
 				var log bytes.Buffer
 				p := &Projector{config: Config{Log: slog.New(slog.NewTextHandler(&log, nil))}}
 				part := &partition{}
+				p.partitions = map[int32]*partition{0: part}
 				end := int64(0)
 				read := func(by schemas.Chain) (after schemas.Chain) {
 					rec := &kgo.Record{Offset: end, Value: []byte("an event")}
@@ -45,6 +46,13 @@ func TestEndOfAnotherHistory(t *testing.T) {
 				synctest.Wait()
 				if alarm := strings.Contains(log.String(), "records are missing"); alarm == owned {
 					t.Errorf("expected an alarm when nobody follows, and only then, but got %q", log.String())
+				}
+				if stopped := p.Status().Partitions[0].Stopped; (stopped == nil) != owned {
+					t.Errorf("expected readiness and metrics to tell of it as well, but they tell of %v", stopped)
+				}
+				read(good) // be it late
+				if stopped := p.Status().Partitions[0].Stopped; stopped != nil {
+					t.Errorf("expected it to be over when the history goes on, but got %v", stopped)
 				}
 			})
 		})

@@ -20,6 +20,7 @@
 package projector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -125,7 +127,7 @@ type Projector struct {
 	failures   uint64
 }
 
-// partition is what the projector knows of one; the mutex of Projector guards all but chain, at and strange.
+// partition is what the projector knows of one; the mutex of Projector guards all but chain and at.
 type partition struct {
 	chain   schemas.Chain // read so far
 	at      operation.Time
@@ -134,7 +136,8 @@ type partition struct {
 	end     int64          // of the journal, as far as it is known
 	came    operation.Time // the first record after the tables were last level came to the journal
 	stopped error
-	strange *time.Timer // set when its end is another history: when that is logged
+	strange *time.Timer // set when its end is another history: when that is told
+	odd     error       // told that its end is another history
 	begin   int64       // of the journal: records before it were deleted, which was logged
 	waiters map[*waiter]struct{}
 }
@@ -173,7 +176,7 @@ func New(config Config) (*Projector, error) {
 }
 
 // errAgain ends a session whose successor begins at the store's positions.
-var errAgain = errors.New("somebody else wrote to the tables; begin again from their positions")
+var errAgain = errors.New("something else has changed the tables; begin again from their positions")
 
 // Run projects until ctx ends, and then returns nil. It is for one call. Failures of the store or the broker it logs and waits
 // out.
@@ -197,7 +200,12 @@ func (p *Projector) Run(ctx context.Context) error {
 		if errors.Is(err, errAgain) {
 			// The other one does what this one would. Should it end, this one finds nobody in its way when it looks again.
 			wait = min(wait, p.config.StandbyMax)
-			p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
+			var moved *projections.PositionError
+			if errors.As(err, &moved) && moved.Have < moved.Want {
+				p.config.Log.LogAttrs(ctx, slog.LevelWarn, "the tables stand before what was written to them: an older copy has taken their place, and is made level with the journal", slog.Any("err", err), slog.Duration("wait", wait))
+			} else {
+				p.config.Log.LogAttrs(ctx, slog.LevelInfo, "another projector writes these tables; this one stands by and looks again", slog.Any("err", err), slog.Duration("wait", wait))
+			}
 			p.fails(nil)
 			if !sleep(ctx, wait) {
 				return nil
@@ -258,6 +266,11 @@ func (p *Projector) session(ctx context.Context) error {
 	if missed {
 		p.missed()
 	}
+	at := make(map[int32]int64, len(from))
+	for n, offset := range from {
+		at[n] = offset.EpochOffset().Offset
+	}
+	p.fold.Begin(at)
 	opts := append([]kgo.Opt{
 		// Room for what a partition has in Config.FloodPause: the client fetches once while nothing is taken.
 		kgo.FetchMaxBytes(32 << 20), kgo.FetchMaxPartitionBytes(8 << 20), kgo.FetchMaxWait(10 * time.Second), kgo.FetchMinBytes(1),
@@ -448,7 +461,7 @@ func (p *Projector) poll(ctx context.Context, client *kgo.Client, topic string, 
 // faulty deals with an error that the client does not deal with itself, and returns it if the session must end.
 func (p *Projector) faulty(client *kgo.Client, topic string, n int32, err error) error {
 	if errors.Is(err, kerr.OffsetOutOfRange) {
-		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: %w; rebuild the tables from a complete journal: remove their database and start again", err))
+		p.halt(client, topic, n, fmt.Errorf("the journal does not have the offset where the tables stand: it has lost records, or is another one; keep the tables, and restore the journal from a copy; if it is complete, remove their database and start again: %w", err))
 		return nil
 	}
 	return fmt.Errorf("read partition %d of %s: %w", n, topic, err)
@@ -505,20 +518,31 @@ func (p *Projector) read(client *kgo.Client, topic string, f kgo.FetchTopicParti
 // of whoever took the partition over, at once.
 const strangeFor = 10 * time.Second
 
-// judgeEnd logs when the last records of a partition stay void, though they continue one another.
+// judgeEnd tells when the last records of a partition stay void, though they continue one another: it was changed, or the tables are
+// another installation's.
 func (p *Projector) judgeEnd(n int32, part *partition, end int64) {
 	if part.chain.Next < end {
 		return // there is more
 	}
 	err := part.chain.AtEnd()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case err == nil && part.strange != nil:
 		part.strange.Stop()
-		part.strange = nil
+		part.strange, part.odd = nil, nil
 	case err != nil && part.strange == nil:
-		part.strange = time.AfterFunc(strangeFor, func() {
+		var timer *time.Timer
+		timer = time.AfterFunc(strangeFor, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if part.strange != timer {
+				return // it was well in this very moment
+			}
+			part.odd = err
 			p.config.Log.Error("the end of the journal is void and reads like a history of its own; records are missing from the tables: see opstream verify", slog.Int("partition", int(n)), slog.Any("err", err))
 		})
+		part.strange = timer
 	}
 }
 
@@ -587,9 +611,37 @@ func (p *Projector) write(ctx context.Context, client *kgo.Client, topic string,
 		p.fails(err)
 		p.config.Log.LogAttrs(ctx, slog.LevelError, "the tables cannot be written; the journal goes on, and so will this",
 			slog.Int("events", len(b.entries)), slog.Any("err", err), slog.Duration("wait", wait))
+		p.lookAhead(ctx, client, topic)
 		if !sleep(ctx, wait) {
 			return ctx.Err()
 		}
+	}
+}
+
+// lookTime is how long the brokers may take to say where the journal ends; the batch is worth more than that.
+const lookTime = time.Second
+
+// lookAhead asks where the journal ends. While nothing can be written nothing is read either, and Status would go on telling how far the
+// tables were behind when that began.
+func (p *Projector) lookAhead(ctx context.Context, client *kgo.Client, topic string) {
+	bounded, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	ends, err := kadm.NewClient(client).ListEndOffsets(bounded, topic)
+	if err != nil {
+		return // the next try asks again
+	}
+	now := operation.TimeOf(time.Now())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for n, end := range ends[topic] {
+		part := p.partitions[n]
+		if part == nil || end.Err != nil || end.Offset <= part.end {
+			continue
+		}
+		if part.end <= part.next {
+			part.came = now // at the latest
+		}
+		part.end = end.Offset
 	}
 }
 
@@ -709,7 +761,7 @@ func (p *Projector) Status() Status {
 		s.Since = time.Time{}
 	}
 	for n, part := range p.partitions {
-		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Begin: part.begin, Stopped: part.stopped}
+		ps := PartitionStatus{Partition: n, Next: part.next, End: part.end, Lag: max(part.end-part.next, 0), Begin: part.begin, Stopped: cmp.Or(part.stopped, part.odd)}
 		if ps.Lag > 0 && part.nextAt != 0 {
 			ps.Age = max(now.Sub(max(part.nextAt, part.came)), 0)
 		}

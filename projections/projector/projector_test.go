@@ -349,13 +349,23 @@ func TestStoreThatIsAway(t *testing.T) {
 	store := &failingStore{Store: open(t), failed: make(chan struct{})}
 	store.broken.Store(true)
 	p, stop := b.run(b.config(store))
-	last := b.events(0, b.request("one"), operation.Event{Kind: operation.Dispatched, Org: "contoso", ID: "one", Attempt: 1, Session: "s"})
+	b.events(0, b.request("one"), operation.Event{Kind: operation.Dispatched, Org: "contoso", ID: "one", Attempt: 1, Session: "s"})
 	for range 3 {
 		<-store.failed
 	}
 	// The third failure began after the second had been noted.
 	if s := p.Status(); s.Failing == nil || s.Since.IsZero() || s.Lag == 0 {
 		t.Errorf("expected the status to tell of the failure and the lag, but got %+v", s)
+	}
+	// What comes meanwhile, in another partition too, is not read, and counts all the same.
+	other := b.events(1, b.request("two"), b.request("three"))
+	last := b.events(0, b.request("four"))
+	for limit := time.After(20 * time.Second); p.Status().Lag < 5; {
+		select {
+		case <-store.failed:
+		case <-limit:
+			t.Fatalf("expected a lag of 5 offsets, but got %+v", p.Status())
+		}
 	}
 	gone, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("no patience")
@@ -365,11 +375,85 @@ func TestStoreThatIsAway(t *testing.T) {
 	}
 	store.broken.Store(false)
 	b.wait(p, 0, last)
+	b.wait(p, 1, other)
 	stop()
 	if s := p.Status(); s.Failing != nil || s.Lag != 0 {
 		t.Errorf("expected nothing to fail any more, but got %+v", s)
 	}
 	b.verify(store)
+}
+
+// replacedStore is another store from a batch on, whose answer it does not hear: a database that was restored, or whose replica took
+// over without the latest transactions.
+type replacedStore struct {
+	projections.Store
+	other projections.Store
+	now   atomic.Bool // with the next batch it becomes the other
+	quiet bool        // nothing fails on the way
+	was   atomic.Bool
+}
+
+func (r *replacedStore) in() projections.Store {
+	if r.was.Load() {
+		return r.other
+	}
+	return r.Store
+}
+
+func (r *replacedStore) Positions(ctx context.Context) ([]projections.Position, error) {
+	return r.in().Positions(ctx)
+}
+
+func (r *replacedStore) States(ctx context.Context, refs []projections.Ref) ([]projections.Row, error) {
+	if r.quiet && r.now.Load() {
+		r.was.Store(true)
+	}
+	return r.in().States(ctx, refs)
+}
+
+func (r *replacedStore) Apply(ctx context.Context, b *projections.Batch) error {
+	if r.now.Load() && !r.was.Swap(true) {
+		return errors.New("the connection broke")
+	}
+	return r.in().Apply(ctx, b)
+}
+
+// TestOlderTablesTakeTheirPlace: what the projector has written already is missing from them, and is written again.
+func TestOlderTablesTakeTheirPlace(t *testing.T) {
+	attempt := func(id operation.ID, n operation.Attempt, end operation.EventKind) []operation.Event {
+		return []operation.Event{
+			{Kind: operation.Dispatched, Org: "contoso", ID: id, Attempt: n, Session: "s"},
+			{Kind: end, Org: "contoso", ID: id, Attempt: n, Session: "s"},
+		}
+	}
+	for name, quiet := range map[string]bool{"a batch fails": false, "nothing fails": true} {
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, first batch %v", name, first), func(t *testing.T) {
+				b := newBench(t)
+				store := &replacedStore{Store: open(t), other: open(t), quiet: quiet}
+				p, stop := b.run(b.config(store))
+				b.wait(p, 0, b.events(0, append([]operation.Event{b.request("one")}, attempt("one", 1, operation.Failed)...)...))
+				if first { // it has written nothing, and knows where the tables stood all the same
+					stop()
+					p, _ = b.run(b.config(store))
+					if err := p.Begun(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				store.now.Store(true)
+				next := append([]operation.Event{b.request("two")}, attempt("two", 1, operation.Succeeded)...)
+				if quiet { // about an operation that is read from the tables, and that the older ones do not have
+					again := b.request("one")
+					again.Kind = operation.Retried
+					next = append([]operation.Event{again}, attempt("one", 2, operation.Succeeded)...)
+				}
+				b.wait(p, 0, b.events(0, next...))
+				if report := b.verify(store.other); len(report.Lag) > 0 {
+					t.Errorf("expected everything in the tables that are there now, but got %+v", report)
+				}
+			})
+		}
+	}
 }
 
 // unansweredStore writes the first batch and says that it did not.
