@@ -141,6 +141,8 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 	client, err := kafkaclient.Within(ctx, append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
 		kgo.FetchMaxBytes(32<<20), kgo.FetchMaxPartitionBytes(16<<20),
+		// Without these the end is never reached where a stranger's transaction has left one, nor would its place be known.
+		kgo.KeepControlRecords(),
 	)...)
 	if err != nil {
 		return 0, err
@@ -216,6 +218,9 @@ type checkpointSets struct {
 }
 
 func (c *checkpointSets) add(rec *kgo.Record) error {
+	if rec.Attrs.IsControl() {
+		return nil
+	}
 	r, err := schemas.DecodeCheckpoint(rec)
 	if err != nil {
 		return fmt.Errorf("a checkpoint cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)

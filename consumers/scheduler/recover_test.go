@@ -195,6 +195,40 @@ func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
 	})
 }
 
+// TestATransactionOfAStrangerDoesNotStopAPartition: its end is an offset at which a client gets no record unless it asks for them.
+func TestATransactionOfAStrangerDoesNotStopAPartition(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		for _, topic := range []string{on.topics.Journal(), on.topics.Checkpoints()} {
+			stranger, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.TransactionalID("stranger-"+topic))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stranger.Close()
+			if err := stranger.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+			// What stands in checkpoints must be one, or nothing is begun.
+			rec := schemas.EncodeCheckpoint(on.topics, 0, &schemas.Checkpoint{Gone: []schemas.Gone{{Org: "org", ID: "op"}}})
+			rec.Topic = topic
+			if err := stranger.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			if err := stranger.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start(t, on, "one")
+		w := newSession(t, on, "w1")
+		go w.serve(t.Context(), succeed)
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "op", "")))
+		j := watch(t, on)
+		j.until(func() bool {
+			s := j.states[partition.Ref{Org: "org", ID: "op"}]
+			return s != nil && s.Status == operation.StatusSucceeded
+		})
+	})
+}
+
 func ids(n int) []int {
 	out := make([]int, n)
 	for i := range out {
