@@ -470,7 +470,10 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	// A refused command changed nothing. Its sender may give it again under the same id when what it was refused for has
 	// passed or was mended, and must not be told then that it is done.
 	if ev.CommandID != "" && ev.Kind != operation.Rejected {
-		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID), Body: commandHash(asked(ev), ev.ID)})
+		// A submit is known by its operation's id; another entry would only shorten what is remembered.
+		if kind := asked(ev); kind != operation.Submit {
+			e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID), Body: commandHash(kind, ev.ID)})
+		}
 	}
 	if !ev.Kind.Changes() {
 		return

@@ -1,6 +1,7 @@
 package partition_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -197,5 +198,30 @@ func fullPartition(t *testing.T, cfg partition.Config) {
 	e.Take()
 	if ev := submit("c"); ev.Kind != operation.Requested {
 		t.Errorf("expected the third to be taken when there is room, but got %s", ev.Kind)
+	}
+}
+
+// TestSubmitsAreRememberedByTheirOperationsAlone: a sender that gives each of its events an id of its own must not have half as
+// many operations remembered for it.
+func TestSubmitsAreRememberedByTheirOperationsAlone(t *testing.T) {
+	e := partition.New(partition.Config{KnownMax: 3})
+	offset := int64(0)
+	give := func(kind operation.CommandKind, id operation.ID) []operation.Event {
+		offset++
+		c := operation.Command{Kind: kind, Org: "o", ID: id, Cause: operation.Cause{Topic: partition.Requests, Offset: offset}}
+		if kind == operation.Submit {
+			c.CommandID = fmt.Sprint("event-", offset)
+			c.Request = &operation.Request{ID: id, Organization: "o", Type: "t", Raw: []byte(id)}
+		}
+		e.Do(&c, 1)
+		return e.Take()
+	}
+	for _, id := range []operation.ID{"a", "b", "c"} {
+		give(operation.Submit, id)
+		give(operation.Submit, id) // a copy counts no more
+		give(operation.Cancel, id)
+	}
+	if got := give(operation.Submit, "a"); len(got) != 1 || got[0].Kind != operation.Unchanged {
+		t.Errorf("expected the first of three operations to be known, but a copy of its request leads to %s", describe(&got[0]))
 	}
 }
