@@ -35,8 +35,9 @@ type Config struct {
 	Partitions  int                          // of the journal, among which sessions share their room; default 12
 	KnownMax    int                          // ids of ended operations and commands that are remembered; default 262144
 	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
+	FailedBytes int                          // of their checkpoints and failures; default 64 MiB
 	LiveMax     int                          // operations that have not ended; more are refused; default 1 000 000
-	LiveBytes   int                          // of their requests and checkpoints, above which more operations are refused; default 1 GiB
+	LiveBytes   int                          // of their requests, checkpoints and failures, above which more operations are refused; default 1 GiB
 	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
 	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
 	Weight      func(org string) int         // turns of an organization; default 1
@@ -52,6 +53,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FailedMax == 0 {
 		c.FailedMax = 8192
+	}
+	if c.FailedBytes == 0 {
+		c.FailedBytes = 64 << 20
 	}
 	if c.LiveMax == 0 {
 		c.LiveMax = 1_000_000
@@ -148,7 +152,7 @@ func New(cfg Config) *Engine {
 		cfg:      cfg,
 		ops:      make(map[Ref]*op),
 		known:    newWindow(cfg.KnownMax),
-		failed:   newFailedRing(cfg.FailedMax),
+		failed:   newFailedRing(cfg.FailedMax, cfg.FailedBytes),
 		chains:   make(map[chainKey]*chain),
 		queues:   make(map[string]*readyQueue),
 		timers:   heap{place: inTimers},
@@ -187,6 +191,9 @@ func weight(s *operation.State) int {
 	n := len(s.Carry) + len(s.Progress) + len(s.Result)
 	if s.Request != nil {
 		n += len(s.Request.Raw)
+	}
+	if s.Failure != nil {
+		n += len(s.Failure.Message) + len(s.Failure.FriendlyMessage)
 	}
 	return n
 }
@@ -627,7 +634,7 @@ func (e *Engine) forget(o *op) {
 	e.bytes -= o.bytes
 	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
 	if s.Status == operation.StatusFailed {
-		for oldest := e.failed.full(); oldest != nil; oldest = e.failed.full() {
+		for oldest := e.failed.full(s); oldest != nil; oldest = e.failed.full(s) {
 			e.untry(oldest.ref)
 		}
 		e.failed.add(ref, s)

@@ -140,6 +140,13 @@ func (e *Engine) Check() error {
 	if bytes != e.bytes {
 		return fmt.Errorf("live operations have %d bytes, but %d are counted", bytes, e.bytes)
 	}
+	bytes = 0
+	for _, f := range e.failed.byRef {
+		bytes += weight(&f.state)
+	}
+	if bytes != e.failed.bytes || bytes > e.failed.maxBytes && len(e.failed.byRef) > 1 {
+		return fmt.Errorf("failed operations have %d bytes of %d, but %d are counted", bytes, e.failed.maxBytes, e.failed.bytes)
+	}
 	for i, o := range e.changed {
 		if o.changed != int32(i+1) || e.ops[Ref{o.state.Org, o.state.ID}] != o {
 			return fmt.Errorf("changed[%d] is not live or elsewhere", i)
