@@ -1,7 +1,6 @@
 package partition
 
 import (
-	"maps"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -116,7 +115,6 @@ type Engine struct {
 	// Derived from those.
 	chains map[chainKey]*chain
 	queues map[string]*readyQueue
-	order  []*readyQueue // those that have something, in an order that repeats when the run does
 	served uint64        // of the queue that was served last, when it was: where a queue that was empty begins
 	timers heap          // due times
 	tied   map[Ref][]*op // those that are blocked by an operation which did not succeed
@@ -126,6 +124,7 @@ type Engine struct {
 	sessions map[operation.SessionID]*session
 	roster   []*session
 	serving  map[string]*servers // by type
+	types    []string            // that have some, sorted
 	heard    operation.Time      // heartbeats are known up to here
 	ticked   operation.Time      // by the leases' clock; 0 when the wall clock is taken for it
 
@@ -177,8 +176,8 @@ func (e *Engine) Live() int { return len(e.ops) }
 // Backlog is the number of ready operations that a living session serves, and of the bytes of their requests: work that will be
 // done, only not yet.
 func (e *Engine) Backlog() (operations, bytes int) {
-	for _, q := range e.order {
-		if e.serving[q.name] != nil {
+	for _, t := range e.types {
+		if q := e.queues[t]; q != nil {
 			operations += q.size
 			bytes += q.bytes
 		}
@@ -587,32 +586,23 @@ func (e *Engine) ready(o *op) {
 	t := o.state.Request.Type
 	q := e.queues[t]
 	if q == nil {
-		if len(e.queues) >= queuesKept {
-			maps.DeleteFunc(e.queues, func(_ string, q *readyQueue) bool { return q.size == 0 })
-		}
 		q = &readyQueue{name: t}
 		e.queues[t] = q
 	}
 	if q.size == 0 {
 		q.served = max(q.served, e.served)
-		q.at = len(e.order)
-		e.order = append(e.order, q)
 	}
 	q.push(o, e.cfg.Weight)
 }
 
-// queuesKept is the number of types above which the queues of those that have nothing are dropped.
+// queuesKept is the number of types above which the queue of one that has nothing is dropped: callers choose their names.
 const queuesKept = 256
 
 func (e *Engine) unready(o *op) {
 	q := o.queue
 	q.drop(o)
-	if q.size == 0 {
-		last := len(e.order) - 1
-		e.order[q.at] = e.order[last]
-		e.order[q.at].at = q.at
-		e.order[last] = nil
-		e.order = e.order[:last]
+	if q.size == 0 && len(e.queues) > queuesKept {
+		delete(e.queues, q.name)
 	}
 }
 

@@ -16,7 +16,6 @@ type readyQueue struct {
 	size   int
 	bytes  int    // of the operations' requests
 	served uint64 // dispatches, moved up when it was empty for a while: see Engine.ready
-	at     int    // index in Engine.order, while size > 0
 	spare  []*orgQueue
 }
 
