@@ -88,6 +88,29 @@ func TestQueuesForget(t *testing.T) {
 	}
 }
 
+// TestQueuesForgetWhomTheyServed dispatches one operation after the other, each of another organization.
+func TestQueuesForgetWhomTheyServed(t *testing.T) {
+	e := New(Config{KnownMax: 16, Partitions: 1})
+	e.Hear(&Heartbeat{Session: "w", Types: []string{"t"}, Room: 10_000, Lease: time.Hour}, 1)
+	for i := range 5000 {
+		id := operation.ID(fmt.Sprint(i))
+		q := &operation.Request{ID: id, Organization: string(id), Type: "t", Raw: []byte("{}")}
+		e.Do(&operation.Command{Kind: operation.Submit, Org: q.Organization, ID: id, Request: q, Cause: operation.Cause{Topic: Requests, Offset: int64(i)}}, 1)
+		e.Settle(operation.Cause{Topic: "clock"}, 1)
+		if events := e.Take(); len(events) != 2 || events[1].Kind != operation.Dispatched {
+			t.Fatalf("expected %s to be dispatched", id)
+		}
+	}
+	for p := range e.queues["t"].levels {
+		if l := &e.queues["t"].levels[p]; len(l.turn) > spareMax+1 || len(l.byOrg) != len(l.turn) {
+			t.Errorf("expected a queue that is empty to know %d organizations at most, but it has turns for %d and names of %d", spareMax+1, len(l.turn), len(l.byOrg))
+		}
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTypesThatNobodyServesCostTheOthersNothing: callers choose the names of types, perhaps another one for each operation.
 func TestTypesThatNobodyServesCostTheOthersNothing(t *testing.T) {
 	e := New(Config{Partitions: 1})
