@@ -655,12 +655,16 @@ func (e *Engine) untry(ref Ref) *failedOp {
 	return f
 }
 
+// dueAtOnce is how many operations become due in one Settle. All that were postponed until midnight are due then: taken at once
+// they would keep reports and requests waiting, and put more under way than a writer may have.
+const dueAtOnce = 4096
+
 // Settle does what follows from the state and the time alone: due operations, lost leases, chains, and the dispatch of
 // what is ready to sessions that have room. cause is the last input, or the clock.
 func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 	now = e.time(now)
 	e.expire(now) // before the timers: a lost attempt may be due again at once
-	for len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now) {
+	for n := 0; n < dueAtOnce && len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now); n++ {
 		o := e.timers.entries[0].o
 		e.decide(&operation.Command{Kind: operation.Due, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"}}, o, &o.state, now)
 	}
@@ -670,7 +674,7 @@ func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 
 // NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0: the earlier of [Engine.NextDue]
 // and [Engine.NextLapse], for whoever has one clock for both. After a Settle it lies ahead, but for a lease whose end is to be
-// confirmed: see [Engine.Silent].
+// confirmed, see [Engine.Silent], and where more are due than one Settle takes.
 func (e *Engine) NextWake() operation.Time {
 	due, lapse := e.NextDue(), e.NextLapse()
 	if due == 0 || lapse != 0 && lapse < due {

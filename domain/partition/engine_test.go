@@ -291,3 +291,31 @@ func TestFailuresCountAsBytesOfLiveOperations(t *testing.T) {
 		t.Errorf("expected no room for ten bytes beside an operation of 21 where there are 30, but got %s", describe(&ev))
 	}
 }
+
+// TestManyAreDueAtOnce: they come up in bounded steps, in the order of their times.
+func TestManyAreDueAtOnce(t *testing.T) {
+	e := partition.New(partition.Config{})
+	const n, most = 10_000, 4096
+	for i := range n {
+		q := request("o", fmt.Sprint(i), "t", "", operation.UpstreamRelease, 4, t0+1+operation.Time(n-i))
+		e.Do(&operation.Command{Kind: operation.Submit, Org: "o", ID: q.ID, Request: q, Cause: operation.Cause{Topic: partition.Requests, Offset: int64(i)}}, t0)
+	}
+	e.Take()
+	now := t0 + 1 + n
+	came := 0
+	for steps := 0; e.NextDue() != 0 && e.NextDue() <= now && steps < n; steps++ {
+		e.Settle(operation.Cause{Topic: "clock"}, now)
+		events := e.Take()
+		if len(events) > most {
+			t.Fatalf("expected %d events of one step at most, but got %d", most, len(events))
+		}
+		for i := range events {
+			if came++; string(events[i].ID) != fmt.Sprint(n-came) || events[i].Kind != operation.BecameDue {
+				t.Fatalf("expected %d to be due next, but got %s", n-came, describe(&events[i]))
+			}
+		}
+	}
+	if came != n {
+		t.Errorf("expected %d to become due, but %d did", n, came)
+	}
+}
