@@ -85,12 +85,37 @@ func (a *actor) recover(ctx context.Context) error {
 		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start))
 	}
 	a.engine.Skip(operation.Place(a.chain.Next))
+	if err := a.checkInputs(ctx); err != nil {
+		return err
+	}
 	a.engine.Recovered()
 	a.outbox = a.engine.Outbox()
 	a.points = checkpoints{since: max(a.engine.Now(), a.s.cfg.now())}
 	a.points.events = int(a.chain.Next - from)
 	return nil
 }
+
+// checkInputs sees to it that the inputs are those that the journal knows. What comes to a shorter one, be it that it has lost records or
+// was made anew, stands at offsets that were read, and would be passed over without a word.
+func (a *actor) checkInputs(ctx context.Context) error {
+	topics, pos := a.s.cfg.Topics, a.engine.Positions()
+	ends, err := a.s.admin.ListEndOffsets(ctx, topics.Requests(), topics.Reports(), topics.Signals())
+	if err != nil {
+		return fmt.Errorf("ends of the inputs: %w", err)
+	}
+	for topic, read := range map[string]int64{topics.Requests(): pos.Requests, topics.Reports(): pos.Reports, topics.Signals(): pos.Signals} {
+		switch end, ok := ends.Lookup(topic, a.p); {
+		case end.Err != nil || !ok:
+			return fmt.Errorf("offsets of %s/%d: %w", topic, a.p, errors.Join(end.Err, errNoOffsets))
+		case end.Offset < read:
+			return fmt.Errorf("%w: %s/%d ends at %d, but it was read up to %d", errShorterInput, topic, a.p, end.Offset, read)
+		}
+	}
+	return nil
+}
+
+// errShorterInput keeps an actor from work whose inputs it would take for read.
+var errShorterInput = errors.New("an input has lost records, or is another one; what comes to it would count as read; restore it, or see the runbook")
 
 // errShorter keeps an actor from writing: what it would append would continue a history that nobody can read.
 var errShorter = errors.New("the journal has lost records, or is another one; restore it from a copy; the runbook says what is left to do if there is none")

@@ -247,6 +247,33 @@ func TestAJournalWithAHoleIsNotWrittenOn(t *testing.T) {
 	})
 }
 
+// TestAnInputThatIsShorterThanWhatWasReadOfItIsToldOf: what comes to it next stands at offsets that count as read, and would never be
+// answered.
+func TestAnInputThatIsShorterThanWhatWasReadOfItIsToldOf(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var chain schemas.Chain
+		rec := schemas.EncodeEvent(&operation.Event{
+			Kind: operation.Requested, Org: "org", ID: "op", At: 1, Request: request(t, "org", "op", ""),
+			Cause: operation.Cause{Topic: partition.Requests, Offset: 1},
+		}, nil, 0)
+		rec.Topic = on.topics.Journal()
+		chain.Seal(rec)
+		produce(t, on, rec, schemas.EncodeRequest(on.topics, request(t, "org", "other", "")))
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.out.Close()
+		if err := newActor(s, 0, &status{}, slog.Default()).recover(t.Context()); !errors.Is(err, errShorterInput) {
+			t.Errorf("expected to be told that requests has lost records, but got %v", err)
+		}
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "op", "")))
+		if err := newActor(s, 0, &status{}, slog.Default()).recover(t.Context()); err != nil {
+			t.Errorf("expected nothing to be missed, but got %v", err)
+		}
+	})
+}
+
 // TestATransactionOfAStrangerDoesNotStopAPartition: its end is an offset at which a client gets no record unless it asks for them.
 func TestATransactionOfAStrangerDoesNotStopAPartition(t *testing.T) {
 	each(t, 1, func(t *testing.T, on service) {
