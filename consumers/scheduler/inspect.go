@@ -34,7 +34,8 @@ func Inspect(ctx context.Context, cfg Config, p int32) (fromCheckpoints, fromJou
 		if rec.Offset >= end {
 			return errFound
 		}
-		return whole.replay(rec)
+		_, err := whole.replay(rec)
+		return err
 	}); err != nil && !errors.Is(err, errFound) {
 		return "", "", fmt.Errorf("recovery from the journal: %w", err)
 	}

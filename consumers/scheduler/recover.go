@@ -41,9 +41,17 @@ func (a *actor) recover(ctx context.Context) error {
 	if !anchored {
 		begin = min(begin, anchor.Last)
 	}
+	missing := int64(-1) // the first offset since the last valid event at which there is no record
 	start, err := a.s.read(ctx, topics.Journal(), a.p, begin, func(rec *kgo.Record) error {
 		if rec.Offset >= from {
-			return a.replay(rec)
+			if missing < 0 && rec.Offset > a.chain.Next {
+				missing = a.chain.Next
+			}
+			valid, err := a.replay(rec)
+			if valid {
+				missing = -1 // it continues the history: what is not there was none of it
+			}
+			return err
 		}
 		if rec.Offset == anchor.Last && !anchored {
 			if anchored = sealedAs(rec, anchor.Sum); !anchored {
@@ -66,6 +74,12 @@ func (a *actor) recover(ctx context.Context) error {
 	if !anchored {
 		return fmt.Errorf("%w: the last checkpoint knows an event at %d, but the journal ends before", errShorter, anchor.Last)
 	}
+	// A stale writer leaves a history of its own only beside a record that won its place. Where there is no record, and what
+	// stands behind is never continued, the history itself has a hole: events appended here would make void all that is behind it.
+	if other := a.chain.AtEnd(); other != nil && missing >= 0 {
+		return fmt.Errorf("%w: there is no record at %d, and nobody can tell what the events behind it follow from: %w", errShorter, missing, other)
+	}
+	a.chain.Next = max(a.chain.Next, start) // without a checkpoint and without a record, the partition begins here
 	if start > 0 {
 		// The work does not need what is gone, with a checkpoint; histories, new tables and the next checkpoint that is lost do.
 		a.log.ErrorContext(ctx, "the journal has lost its beginning, without which tables cannot be made again nor histories be proved: opstream topics plan says how long it is to be kept", slog.Int64("first", start))
@@ -120,24 +134,24 @@ func sealedAs(rec *kgo.Record, sum [32]byte) bool {
 	return false
 }
 
-// replay applies one record of the journal, if it counts.
-func (a *actor) replay(rec *kgo.Record) error {
+// replay applies one record of the journal, if it is valid.
+func (a *actor) replay(rec *kgo.Record) (valid bool, err error) {
 	verdict, err := a.chain.Check(rec)
 	switch verdict {
 	case schemas.Broken:
-		return fmt.Errorf("the journal was changed at offset %d, and nothing after it can be trusted; restore it or stop this partition: %w", rec.Offset, err)
+		return false, fmt.Errorf("the journal was changed at offset %d, and nothing after it can be trusted; restore it or stop this partition: %w", rec.Offset, err)
 	case schemas.Void:
 		a.s.counters.Void.Add(1)
 		a.engine.Skip(operation.Place(rec.Offset + 1))
-		return nil
+		return false, nil
 	}
 	ev, err := schemas.DecodeEvent(rec)
 	if err != nil {
-		return fmt.Errorf("a valid event cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)
+		return false, fmt.Errorf("a valid event cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)
 	}
 	a.engine.Replay(&ev, operation.Place(rec.Offset))
 	a.sendAgain(&ev, rec.Offset)
-	return nil
+	return true, nil
 }
 
 // sendAgain remembers a forwarded request, whose signal may not have been sent.
@@ -170,6 +184,8 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 	client, err := kafkaclient.Within(ctx, append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
 		kgo.FetchMaxBytes(32<<20), kgo.FetchMaxPartitionBytes(16<<20),
+		// Without these the end is never reached where a stranger's transaction has left one, nor would its place be known.
+		kgo.KeepControlRecords(),
 	)...)
 	if err != nil {
 		return 0, err
@@ -245,6 +261,9 @@ type checkpointSets struct {
 }
 
 func (c *checkpointSets) add(rec *kgo.Record) error {
+	if rec.Attrs.IsControl() {
+		return nil
+	}
 	r, err := schemas.DecodeCheckpoint(rec)
 	if err != nil {
 		return fmt.Errorf("a checkpoint cannot be read, perhaps it is of a newer version; bring this scheduler up to date: %w", err)

@@ -251,6 +251,92 @@ func TestAJournalWithoutItsBeginningIsToldOf(t *testing.T) {
 	})
 }
 
+// TestAJournalWithAHoleIsNotWrittenOn: without a checkpoint nobody knows what the events behind it follow from, and the first one that
+// is appended makes them void for good. What a stale writer leaves looks alike but for the hole.
+func TestAJournalWithAHoleIsNotWrittenOn(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		var chain schemas.Chain
+		sealed := func(n int) (records []*kgo.Record) {
+			for range n {
+				rec := schemas.EncodeEvent(&operation.Event{Kind: operation.Opened, At: operation.Time(chain.Next + 1), Owner: "other"}, nil, 0)
+				rec.Topic = on.topics.Journal()
+				chain.Seal(rec)
+				records = append(records, rec)
+			}
+			return records
+		}
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "reader"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.out.Close()
+		recovered := func() (*actor, error) {
+			a := newActor(s, 0, &status{}, slog.New(slog.DiscardHandler))
+			return a, a.recover(t.Context())
+		}
+		deleteBefore := func(offset int64) {
+			t.Helper()
+			offsets := kadm.Offsets{}
+			offsets.AddOffset(on.topics.Journal(), 0, offset, -1)
+			if deleted, err := s.admin.DeleteRecords(t.Context(), offsets); err != nil || deleted.Error() != nil {
+				t.Fatal(err, deleted.Error())
+			}
+		}
+
+		produce(t, on, sealed(3)...)
+		chain.Sum[0]++ // a stale writer, whose first append was lost to another's
+		produce(t, on, sealed(2)...)
+		if a, err := recovered(); err != nil || a.chain.Next != 5 || a.chain.Last != 2 {
+			t.Fatalf("expected a stale writer's records to be passed over, but got %v and %v", a.chain, err)
+		}
+
+		// Of the holes that a log can have, the one that a test can make.
+		deleteBefore(1)
+		if _, err := recovered(); !errors.Is(err, errShorter) {
+			t.Errorf("expected to be told that the journal has lost records, but got %v", err)
+		}
+
+		deleteBefore(5) // what is behind the hole is given up
+		if a, err := recovered(); err != nil || a.chain != (schemas.Chain{Next: 5}) || a.engine.End() != 5 {
+			t.Errorf("expected the partition to begin anew at its end, but got %v and %v", a.chain, err)
+		}
+	})
+}
+
+// TestATransactionOfAStrangerDoesNotStopAPartition: its end is an offset at which a client gets no record unless it asks for them.
+func TestATransactionOfAStrangerDoesNotStopAPartition(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		for _, topic := range []string{on.topics.Journal(), on.topics.Checkpoints()} {
+			stranger, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)], kgo.TransactionalID("stranger-"+topic))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stranger.Close()
+			if err := stranger.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+			// What stands in checkpoints must be one, or nothing is begun.
+			rec := schemas.EncodeCheckpoint(on.topics, 0, &schemas.Checkpoint{Gone: []schemas.Gone{{Org: "org", ID: "op"}}})
+			rec.Topic = topic
+			if err := stranger.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			if err := stranger.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start(t, on, "one")
+		w := newSession(t, on, "w1")
+		go w.serve(t.Context(), succeed)
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "op", "")))
+		j := watch(t, on)
+		j.until(func() bool {
+			s := j.states[partition.Ref{Org: "org", ID: "op"}]
+			return s != nil && s.Status == operation.StatusSucceeded
+		})
+	})
+}
+
 func ids(n int) []int {
 	out := make([]int, n)
 	for i := range out {

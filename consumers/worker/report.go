@@ -50,11 +50,17 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 	case errors.Is(err, kerr.MessageTooLarge):
 		s.w.reportsTooLarge.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)),
 			slog.String("operation_id", string(r.command.ID)), slog.Int("attempt", int(r.command.Attempt)), slog.Int("bytes", len(rec.Value)))
-		if r.command.Kind == operation.Succeed || r.command.Kind == operation.Yield {
-			again := &answer{session: s, at: r.at, key: r.key, command: r.command}
-			again.command.Kind, again.command.Result, again.command.Carry = operation.Fail, nil, nil
+		again := &answer{session: s, at: r.at, key: r.key, command: r.command}
+		again.command.Result, again.command.Carry = nil, nil
+		switch r.command.Kind {
+		case operation.Succeed, operation.Yield:
+			again.command.Kind = operation.Fail
 			again.command.Failure = failureOf(Final(WithCode(err, CodeResultTooLarge, 0, "")))
 			s.send(again, time.Now())
+		case operation.Stop: // who canceled the operation does not need its checkpoint, but must see it end
+			if r.command.Carry != nil {
+				s.send(again, time.Now())
+			}
 		}
 	default:
 		s.w.counters.Resent.Add(1)

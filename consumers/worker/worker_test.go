@@ -548,6 +548,36 @@ func TestReportsAreSentUntilTheyAreWritten(t *testing.T) {
 	}
 }
 
+// TestEndsThatAreTooLarge: whichever end it is, the attempt must not stay open for ever.
+func TestEndsThatAreTooLarge(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		_, stop := r.start(Config{Handlers: handlers(untilEnd(func(op *Operation, err error) (any, error) {
+			if op.ID == "succeeds" {
+				return "much", nil
+			}
+			return nil, YieldFor("", raw(`{"row":9}`))
+		}))})
+		defer stop()
+		hb := r.beat()
+		for i, c := range []struct {
+			id    string
+			pause bool
+			want  string
+		}{
+			{"succeeds", false, "fail succeeds.1 failure=result_too_large class=fail"},
+			{"yields", true, "fail yields.1 failure=result_too_large class=fail"},
+			{"stops", false, "stop stops.1"},
+		} {
+			it := r.work(hb, c.id, operation.Place(i+1))
+			r.give(hb, it)
+			r.expect("start " + c.id + ".1")
+			r.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: r.topics.Reports(), Err: kerr.MessageTooLarge, Count: 1})
+			r.halt(hb, it, c.pause)
+			r.expect(c.want)
+		}
+	})
+}
+
 func TestLeaseLost(t *testing.T) {
 	inRig(t, func(t *testing.T, r *rig) {
 		causes := make(chan error, 10)

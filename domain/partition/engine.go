@@ -1,7 +1,6 @@
 package partition
 
 import (
-	"maps"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -35,8 +34,9 @@ type Config struct {
 	Partitions  int                          // of the journal, among which sessions share their room; default 12
 	KnownMax    int                          // ids of ended operations and commands that are remembered; default 262144
 	FailedMax   int                          // failed operations that can still be retried by hand; default 8192
+	FailedBytes int                          // of their checkpoints and failures; default 64 MiB
 	LiveMax     int                          // operations that have not ended; more are refused; default 1 000 000
-	LiveBytes   int                          // of their requests and checkpoints, above which more operations are refused; default 1 GiB
+	LiveBytes   int                          // of their requests, checkpoints and failures, above which more operations are refused; default 1 GiB
 	Lease       time.Duration                // of sessions that were not heard of since the engine was made; default 15 s
 	ResendAfter time.Duration                // an attempt of which nothing is heard for so long is offered again; default 5 s
 	Weight      func(org string) int         // turns of an organization; default 1
@@ -52,6 +52,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FailedMax == 0 {
 		c.FailedMax = 8192
+	}
+	if c.FailedBytes == 0 {
+		c.FailedBytes = 64 << 20
 	}
 	if c.LiveMax == 0 {
 		c.LiveMax = 1_000_000
@@ -112,7 +115,6 @@ type Engine struct {
 	// Derived from those.
 	chains map[chainKey]*chain
 	queues map[string]*readyQueue
-	order  []*readyQueue // those that have something, in an order that repeats when the run does
 	served uint64        // of the queue that was served last, when it was: where a queue that was empty begins
 	timers heap          // due times
 	tied   map[Ref][]*op // those that are blocked by an operation which did not succeed
@@ -122,6 +124,7 @@ type Engine struct {
 	sessions map[operation.SessionID]*session
 	roster   []*session
 	serving  map[string]*servers // by type
+	types    []string            // that have some, sorted
 	heard    operation.Time      // heartbeats are known up to here
 	ticked   operation.Time      // by the leases' clock; 0 when the wall clock is taken for it
 
@@ -148,7 +151,7 @@ func New(cfg Config) *Engine {
 		cfg:      cfg,
 		ops:      make(map[Ref]*op),
 		known:    newWindow(cfg.KnownMax),
-		failed:   newFailedRing(cfg.FailedMax),
+		failed:   newFailedRing(cfg.FailedMax, cfg.FailedBytes),
 		chains:   make(map[chainKey]*chain),
 		queues:   make(map[string]*readyQueue),
 		timers:   heap{place: inTimers},
@@ -173,8 +176,8 @@ func (e *Engine) Live() int { return len(e.ops) }
 // Backlog is the number of ready operations that a living session serves, and of the bytes of their requests: work that will be
 // done, only not yet.
 func (e *Engine) Backlog() (operations, bytes int) {
-	for _, q := range e.order {
-		if e.serving[q.name] != nil {
+	for _, t := range e.types {
+		if q := e.queues[t]; q != nil {
 			operations += q.size
 			bytes += q.bytes
 		}
@@ -187,6 +190,9 @@ func weight(s *operation.State) int {
 	n := len(s.Carry) + len(s.Progress) + len(s.Result)
 	if s.Request != nil {
 		n += len(s.Request.Raw)
+	}
+	if s.Failure != nil {
+		n += len(s.Failure.Message) + len(s.Failure.FriendlyMessage)
 	}
 	return n
 }
@@ -470,7 +476,10 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	// A refused command changed nothing. Its sender may give it again under the same id when what it was refused for has
 	// passed or was mended, and must not be told then that it is done.
 	if ev.CommandID != "" && ev.Kind != operation.Rejected {
-		e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID), Body: commandHash(asked(ev), ev.ID)})
+		// A submit is known by its operation's id; another entry would only shorten what is remembered.
+		if kind := asked(ev); kind != operation.Submit {
+			e.known.add(Known{Hash: hashID(kindCommand, ev.Org, ev.CommandID), Body: commandHash(kind, ev.ID)})
+		}
 	}
 	if !ev.Kind.Changes() {
 		return
@@ -577,32 +586,23 @@ func (e *Engine) ready(o *op) {
 	t := o.state.Request.Type
 	q := e.queues[t]
 	if q == nil {
-		if len(e.queues) >= queuesKept {
-			maps.DeleteFunc(e.queues, func(_ string, q *readyQueue) bool { return q.size == 0 })
-		}
 		q = &readyQueue{name: t}
 		e.queues[t] = q
 	}
 	if q.size == 0 {
 		q.served = max(q.served, e.served)
-		q.at = len(e.order)
-		e.order = append(e.order, q)
 	}
 	q.push(o, e.cfg.Weight)
 }
 
-// queuesKept is the number of types above which the queues of those that have nothing are dropped.
+// queuesKept is the number of types above which the queue of one that has nothing is dropped: callers choose their names.
 const queuesKept = 256
 
 func (e *Engine) unready(o *op) {
 	q := o.queue
 	q.drop(o)
-	if q.size == 0 {
-		last := len(e.order) - 1
-		e.order[q.at] = e.order[last]
-		e.order[q.at].at = q.at
-		e.order[last] = nil
-		e.order = e.order[:last]
+	if q.size == 0 && len(e.queues) > queuesKept {
+		delete(e.queues, q.name)
 	}
 }
 
@@ -624,7 +624,7 @@ func (e *Engine) forget(o *op) {
 	e.bytes -= o.bytes
 	e.known.add(Known{Hash: hashID(kindOperation, s.Org, string(s.ID)), Body: bodyHash(s.Request.Raw), Status: s.Status})
 	if s.Status == operation.StatusFailed {
-		for oldest := e.failed.full(); oldest != nil; oldest = e.failed.full() {
+		for oldest := e.failed.full(s); oldest != nil; oldest = e.failed.full(s) {
 			e.untry(oldest.ref)
 		}
 		e.failed.add(ref, s)
@@ -655,12 +655,16 @@ func (e *Engine) untry(ref Ref) *failedOp {
 	return f
 }
 
+// dueAtOnce is how many operations become due in one Settle. All that were postponed until midnight are due then: taken at once
+// they would keep reports and requests waiting, and put more under way than a writer may have.
+const dueAtOnce = 4096
+
 // Settle does what follows from the state and the time alone: due operations, lost leases, chains, and the dispatch of
 // what is ready to sessions that have room. cause is the last input, or the clock.
 func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 	now = e.time(now)
 	e.expire(now) // before the timers: a lost attempt may be due again at once
-	for len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now) {
+	for n := 0; n < dueAtOnce && len(e.timers.entries) > 0 && e.timers.entries[0].key <= int64(now); n++ {
 		o := e.timers.entries[0].o
 		e.decide(&operation.Command{Kind: operation.Due, Org: o.state.Org, ID: o.state.ID, Cause: operation.Cause{Topic: "clock"}}, o, &o.state, now)
 	}
@@ -670,7 +674,7 @@ func (e *Engine) Settle(cause operation.Cause, now operation.Time) {
 
 // NextWake is when [Engine.Settle] has something to do next although nothing is heard, or 0: the earlier of [Engine.NextDue]
 // and [Engine.NextLapse], for whoever has one clock for both. After a Settle it lies ahead, but for a lease whose end is to be
-// confirmed: see [Engine.Silent].
+// confirmed, see [Engine.Silent], and where more are due than one Settle takes.
 func (e *Engine) NextWake() operation.Time {
 	due, lapse := e.NextDue(), e.NextLapse()
 	if due == 0 || lapse != 0 && lapse < due {

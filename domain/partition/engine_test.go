@@ -1,6 +1,8 @@
 package partition_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -197,5 +199,123 @@ func fullPartition(t *testing.T, cfg partition.Config) {
 	e.Take()
 	if ev := submit("c"); ev.Kind != operation.Requested {
 		t.Errorf("expected the third to be taken when there is room, but got %s", ev.Kind)
+	}
+}
+
+// TestSubmitsAreRememberedByTheirOperationsAlone: a sender that gives each of its events an id of its own must not have half as
+// many operations remembered for it.
+func TestSubmitsAreRememberedByTheirOperationsAlone(t *testing.T) {
+	e := partition.New(partition.Config{KnownMax: 3})
+	offset := int64(0)
+	give := func(kind operation.CommandKind, id operation.ID) []operation.Event {
+		offset++
+		c := operation.Command{Kind: kind, Org: "o", ID: id, Cause: operation.Cause{Topic: partition.Requests, Offset: offset}}
+		if kind == operation.Submit {
+			c.CommandID = fmt.Sprint("event-", offset)
+			c.Request = &operation.Request{ID: id, Organization: "o", Type: "t", Raw: []byte(id)}
+		}
+		e.Do(&c, 1)
+		return e.Take()
+	}
+	for _, id := range []operation.ID{"a", "b", "c"} {
+		give(operation.Submit, id)
+		give(operation.Submit, id) // a copy counts no more
+		give(operation.Cancel, id)
+	}
+	if got := give(operation.Submit, "a"); len(got) != 1 || got[0].Kind != operation.Unchanged {
+		t.Errorf("expected the first of three operations to be known, but a copy of its request leads to %s", describe(&got[0]))
+	}
+}
+
+// failing has room for what a test gives it, and fails every attempt with so many bytes of checkpoint and message.
+type failing struct {
+	t      *testing.T
+	e      *partition.Engine
+	offset int64
+}
+
+func (f *failing) give(c *operation.Command) operation.Event {
+	f.t.Helper()
+	topic := partition.Requests
+	if c.Kind.Report() {
+		topic = partition.Reports
+	}
+	f.offset++
+	c.Org, c.Cause = "o", operation.Cause{Topic: topic, Offset: f.offset}
+	if c.Kind == operation.Submit {
+		c.Request = &operation.Request{ID: c.ID, Organization: "o", Type: "t", Raw: []byte(c.ID)}
+	}
+	f.e.Do(c, t0)
+	f.e.Settle(c.Cause, t0)
+	if err := f.e.Check(); err != nil {
+		f.t.Error(err)
+	}
+	return f.e.Take()[0]
+}
+
+func (f *failing) run(id operation.ID, bytes int, class retry.Class) {
+	f.give(&operation.Command{Kind: operation.Submit, ID: id})
+	f.give(&operation.Command{Kind: operation.Progress, ID: id, Attempt: 1, Session: "w", Carry: make([]byte, bytes)})
+	f.give(&operation.Command{Kind: operation.Fail, ID: id, Attempt: 1, Session: "w", Failure: &operation.Failure{Message: strings.Repeat("m", bytes), Class: class}})
+}
+
+func newFailing(t *testing.T, cfg partition.Config) *failing {
+	e := partition.New(cfg)
+	e.Hear(&partition.Heartbeat{Session: "w", Types: []string{"t"}, Room: 100, Lease: time.Hour}, t0)
+	return &failing{t: t, e: e}
+}
+
+// TestFailedOperationsAreBoundedInBytes: what can be retried by hand keeps its checkpoint, and handlers decide how large that is.
+func TestFailedOperationsAreBoundedInBytes(t *testing.T) {
+	f := newFailing(t, partition.Config{FailedBytes: 40})
+	for _, id := range []operation.ID{"a", "b", "c"} {
+		f.run(id, 10, retry.Fail)
+	}
+	if ev := f.give(&operation.Command{Kind: operation.Retry, ID: "a"}); ev.Code != operation.Forgotten {
+		t.Errorf("expected the oldest of three to be forgotten where there is room for two, but got %s", describe(&ev))
+	}
+	if _, wants := f.e.Do(&operation.Command{Kind: operation.Retry, Org: "o", ID: "b"}, t0); !wants {
+		t.Error("expected the second to be known")
+	}
+	f.run("large", 100, retry.Fail)
+	if _, wants := f.e.Do(&operation.Command{Kind: operation.Retry, Org: "o", ID: "large"}, t0); !wants {
+		t.Error("expected the last one to be known however large it is")
+	}
+}
+
+// TestFailuresCountAsBytesOfLiveOperations: an operation that waits for its next attempt keeps what the last one said.
+func TestFailuresCountAsBytesOfLiveOperations(t *testing.T) {
+	f := newFailing(t, partition.Config{LiveBytes: 30})
+	f.run("a", 10, retry.Again)
+	if ev := f.give(&operation.Command{Kind: operation.Submit, ID: "0123456789"}); ev.Code != operation.Overloaded {
+		t.Errorf("expected no room for ten bytes beside an operation of 21 where there are 30, but got %s", describe(&ev))
+	}
+}
+
+// TestManyAreDueAtOnce: they come up in bounded steps, in the order of their times.
+func TestManyAreDueAtOnce(t *testing.T) {
+	e := partition.New(partition.Config{})
+	const n, most = 10_000, 4096
+	for i := range n {
+		q := request("o", fmt.Sprint(i), "t", "", operation.UpstreamRelease, 4, t0+1+operation.Time(n-i))
+		e.Do(&operation.Command{Kind: operation.Submit, Org: "o", ID: q.ID, Request: q, Cause: operation.Cause{Topic: partition.Requests, Offset: int64(i)}}, t0)
+	}
+	e.Take()
+	now := t0 + 1 + n
+	came := 0
+	for steps := 0; e.NextDue() != 0 && e.NextDue() <= now && steps < n; steps++ {
+		e.Settle(operation.Cause{Topic: "clock"}, now)
+		events := e.Take()
+		if len(events) > most {
+			t.Fatalf("expected %d events of one step at most, but got %d", most, len(events))
+		}
+		for i := range events {
+			if came++; string(events[i].ID) != fmt.Sprint(n-came) || events[i].Kind != operation.BecameDue {
+				t.Fatalf("expected %d to be due next, but got %s", n-came, describe(&events[i]))
+			}
+		}
+	}
+	if came != n {
+		t.Errorf("expected %d to become due, but %d did", n, came)
 	}
 }

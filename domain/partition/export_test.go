@@ -94,8 +94,8 @@ func (e *Engine) Check() error {
 			}
 			sum += n
 		}
-		if sum != q.size || (sum > 0) != slices.Contains(e.order, q) {
-			return fmt.Errorf("queue %s: counted %d, but noted %d, in the order: %v", q.name, sum, q.size, slices.Contains(e.order, q))
+		if sum != q.size {
+			return fmt.Errorf("queue %s: counted %d, but noted %d", q.name, sum, q.size)
 		}
 		ready -= sum
 	}
@@ -127,7 +127,7 @@ func (e *Engine) Check() error {
 	for _, o := range e.ops {
 		bytes += weight(&o.state)
 	}
-	for _, q := range e.order {
+	for _, q := range e.queues {
 		if q.bytes < q.size { // every request has a byte
 			return fmt.Errorf("queue %s has %d operations of %d bytes", q.name, q.size, q.bytes)
 		}
@@ -139,6 +139,13 @@ func (e *Engine) Check() error {
 	}
 	if bytes != e.bytes {
 		return fmt.Errorf("live operations have %d bytes, but %d are counted", bytes, e.bytes)
+	}
+	bytes = 0
+	for _, f := range e.failed.byRef {
+		bytes += weight(&f.state)
+	}
+	if bytes != e.failed.bytes || bytes > e.failed.maxBytes && len(e.failed.byRef) > 1 {
+		return fmt.Errorf("failed operations have %d bytes of %d, but %d are counted", bytes, e.failed.maxBytes, e.failed.bytes)
 	}
 	for i, o := range e.changed {
 		if o.changed != int32(i+1) || e.ops[Ref{o.state.Org, o.state.ID}] != o {

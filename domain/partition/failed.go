@@ -2,9 +2,11 @@ package partition
 
 import "github.com/opstream/opstream/domain/operation"
 
-// failedRing keeps the states of the last failed operations without their payload, so that they can be retried by hand.
+// failedRing keeps the states of the last failed operations without their payload, so that they can be retried by hand. What a
+// retry goes on from, the checkpoint, stays and may be large, so there is a bound to the bytes as well.
 type failedRing struct {
-	max            int
+	max, maxBytes  int
+	bytes          int
 	byRef          map[Ref]*failedOp
 	oldest, newest *failedOp
 }
@@ -16,15 +18,15 @@ type failedOp struct {
 	older, newer *failedOp
 }
 
-func newFailedRing(capacity int) failedRing {
-	return failedRing{max: capacity, byRef: make(map[Ref]*failedOp)}
+func newFailedRing(capacity, bytes int) failedRing {
+	return failedRing{max: capacity, maxBytes: bytes, byRef: make(map[Ref]*failedOp)}
 }
 
 // add enters an operation that has failed; the caller makes room before.
 func (r *failedRing) add(ref Ref, s *operation.State) {
 	r.take(ref)
-	f := &failedOp{ref: ref, state: *s, older: r.newest}
-	f.state.Request, f.state.Result, f.state.Progress = nil, nil, nil
+	f := &failedOp{ref: ref, state: kept(s), older: r.newest}
+	r.bytes += weight(&f.state)
 	if r.newest == nil {
 		r.oldest = f
 	} else {
@@ -34,9 +36,17 @@ func (r *failedRing) add(ref Ref, s *operation.State) {
 	r.byRef[ref] = f
 }
 
-// full returns the oldest one when there is no room for another, else nil.
-func (r *failedRing) full() *failedOp {
-	if len(r.byRef) < r.max {
+// kept is the part of a state that the ring keeps.
+func kept(s *operation.State) operation.State {
+	out := *s
+	out.Request, out.Result, out.Progress = nil, nil, nil
+	return out
+}
+
+// full returns the oldest one when there is no room for s, else nil. Alone, s has room however large it is.
+func (r *failedRing) full(s *operation.State) *failedOp {
+	next := kept(s)
+	if len(r.byRef) < r.max && r.bytes+weight(&next) <= r.maxBytes {
 		return nil
 	}
 	return r.oldest
@@ -56,6 +66,7 @@ func (r *failedRing) take(ref Ref) *failedOp {
 		return nil
 	}
 	delete(r.byRef, ref)
+	r.bytes -= weight(&f.state)
 	if f.older == nil {
 		r.oldest = f.newer
 	} else {

@@ -111,6 +111,7 @@ func newWorld(d dice) *world {
 	cfg := testConfig()
 	cfg.KnownMax = []int{1000, 12}[d(2)]
 	cfg.FailedMax = []int{100, 2}[d(2)]
+	cfg.FailedBytes = []int{1 << 20, 2}[d(2)]
 	cfg.Partitions = 1 + d(3)
 	cfg.Policy = func(t string) *retry.Policy {
 		if t == "import" {

@@ -16,13 +16,12 @@ type readyQueue struct {
 	size   int
 	bytes  int    // of the operations' requests
 	served uint64 // dispatches, moved up when it was empty for a while: see Engine.ready
-	at     int    // index in Engine.order, while size > 0
 	spare  []*orgQueue
 }
 
 type level struct {
 	byOrg map[string]*orgQueue
-	turn  []*orgQueue // organizations in the order of their turns; one that has nothing is taken out when its turn comes
+	turn  []*orgQueue // organizations in the order of their turns; those that have nothing are taken out when all have had theirs
 	at    int
 	size  int
 }
@@ -76,11 +75,31 @@ func (q *readyQueue) enter(l *level, org string, weight int) *orgQueue {
 // leave takes the organization at l.turn[i], which has nothing, out of the turns.
 func (q *readyQueue) leave(l *level, i int) {
 	oq := l.turn[i]
-	delete(l.byOrg, oq.org)
 	l.turn = slices.Delete(l.turn, i, i+1)
 	if i < l.at {
 		l.at--
 	}
+	q.gone(l, oq)
+}
+
+// sweep takes all organizations that have nothing out of the turns, in one go: there may be as many as had something at once.
+// The next turn is the first one's.
+func (q *readyQueue) sweep(l *level) {
+	l.turn = slices.DeleteFunc(l.turn, func(oq *orgQueue) bool {
+		if len(oq.entries) > 0 {
+			return false
+		}
+		q.gone(l, oq)
+		return true
+	})
+	if l.at = 0; len(l.turn) == 0 && cap(l.turn) > keepMax {
+		l.turn = nil
+	}
+}
+
+// gone keeps the queue of an organization that has left the turns for another one.
+func (q *readyQueue) gone(l *level, oq *orgQueue) {
+	delete(l.byOrg, oq.org)
 	if len(q.spare) < spareMax && cap(oq.entries) <= spareCap {
 		q.spare = append(q.spare, oq)
 	}
@@ -96,6 +115,9 @@ func (q *readyQueue) drop(o *op) {
 	q.bytes -= len(o.state.Request.Raw)
 	if l.size--; l.size == 0 {
 		q.filled &^= 1 << p
+		if len(l.turn) > spareMax { // what comes next may be other organizations', behind which no turn would ever end
+			q.sweep(l)
+		}
 	}
 }
 
@@ -117,11 +139,11 @@ func (q *readyQueue) next() *op {
 	l := &q.levels[q.top()]
 	for {
 		if l.at >= len(l.turn) {
-			l.at = 0
+			q.sweep(l)
 		}
 		oq := l.turn[l.at]
 		if len(oq.entries) == 0 {
-			q.leave(l, l.at)
+			l.at++
 			continue
 		}
 		if oq.left--; oq.left <= 0 {

@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -108,6 +109,8 @@ func (e *Engine) serve() {
 			v.sessions = append(v.sessions, s)
 		}
 	}
+	e.types = slices.AppendSeq(e.types[:0], maps.Keys(e.serving))
+	slices.Sort(e.types)
 }
 
 // Grace gives the sessions that hold attempts, but were not heard of yet, one lease from now: a scheduler that has just
@@ -199,10 +202,13 @@ func (e *Engine) policy(o *op) *retry.Policy { return e.cfg.Policy(o.state.Reque
 
 // dispatch hands ready operations to sessions that have room: the highest priority first, among types in turns.
 func (e *Engine) dispatch(cause operation.Cause, now operation.Time) {
-	if len(e.order) == 0 {
-		return
+	// Types that nobody serves may be as many as there are operations, and must not cost those that somebody does.
+	e.asked = e.asked[:0]
+	for _, t := range e.types {
+		if q := e.queues[t]; q != nil && q.size > 0 {
+			e.asked = append(e.asked, q)
+		}
 	}
-	e.asked = append(e.asked[:0], e.order...)
 	for len(e.asked) > 0 {
 		best := 0
 		for i, q := range e.asked[1:] {

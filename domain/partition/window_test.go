@@ -1,8 +1,10 @@
 package partition
 
 import (
+	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -76,10 +78,57 @@ func TestQueuesForget(t *testing.T) {
 			left += len(q.levels[p].turn) + len(q.levels[p].byOrg)
 		}
 	}
-	if len(e.ops)+len(e.chains)+len(e.order)+len(e.timers.entries)+len(e.changed)+len(e.gone)+len(e.settling)+len(e.tied)+left > 0 ||
+	if len(e.ops)+len(e.chains)+len(e.timers.entries)+len(e.changed)+len(e.gone)+len(e.settling)+len(e.tied)+left > 0 ||
 		len(e.queues) > queuesKept || cap(e.timers.entries) > 64 || cap(e.settling) > 64 {
-		t.Errorf("expected nothing to be left, but there are %d operations, %d chains, %d queues in order, %d of %d kept with %d organizations, %d timers, %d changed, %d gone",
-			len(e.ops), len(e.chains), len(e.order), len(e.queues), queuesKept, left, len(e.timers.entries), len(e.changed), len(e.gone))
+		t.Errorf("expected nothing to be left, but there are %d operations, %d chains, %d queues of %d kept with %d organizations, %d timers, %d changed, %d gone",
+			len(e.ops), len(e.chains), len(e.queues), queuesKept, left, len(e.timers.entries), len(e.changed), len(e.gone))
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestQueuesForgetWhomTheyServed dispatches one operation after the other, each of another organization.
+func TestQueuesForgetWhomTheyServed(t *testing.T) {
+	e := New(Config{KnownMax: 16, Partitions: 1})
+	e.Hear(&Heartbeat{Session: "w", Types: []string{"t"}, Room: 10_000, Lease: time.Hour}, 1)
+	for i := range 5000 {
+		id := operation.ID(fmt.Sprint(i))
+		q := &operation.Request{ID: id, Organization: string(id), Type: "t", Raw: []byte("{}")}
+		e.Do(&operation.Command{Kind: operation.Submit, Org: q.Organization, ID: id, Request: q, Cause: operation.Cause{Topic: Requests, Offset: int64(i)}}, 1)
+		e.Settle(operation.Cause{Topic: "clock"}, 1)
+		if events := e.Take(); len(events) != 2 || events[1].Kind != operation.Dispatched {
+			t.Fatalf("expected %s to be dispatched", id)
+		}
+	}
+	for p := range e.queues["t"].levels {
+		if l := &e.queues["t"].levels[p]; len(l.turn) > spareMax+1 || len(l.byOrg) != len(l.turn) {
+			t.Errorf("expected a queue that is empty to know %d organizations at most, but it has turns for %d and names of %d", spareMax+1, len(l.turn), len(l.byOrg))
+		}
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTypesThatNobodyServesCostTheOthersNothing: callers choose the names of types, perhaps another one for each operation.
+func TestTypesThatNobodyServesCostTheOthersNothing(t *testing.T) {
+	e := New(Config{Partitions: 1})
+	e.Hear(&Heartbeat{Session: "w", Types: []string{"t", "u"}, Room: 10, Lease: time.Hour}, 1)
+	for i := range 2000 {
+		id := operation.ID(fmt.Sprint(i))
+		q := &operation.Request{ID: id, Organization: "o", Type: string(id), Raw: []byte("{}")}
+		if i%1000 == 999 {
+			q.Type = "t"
+		}
+		e.Do(&operation.Command{Kind: operation.Submit, Org: "o", ID: id, Request: q, Cause: operation.Cause{Topic: Requests, Offset: int64(i)}}, 1)
+	}
+	e.Settle(operation.Cause{Topic: "clock"}, 1)
+	if open := e.Outbox().Len(); open != 2 {
+		t.Errorf("expected both operations that somebody serves to be dispatched, but %d are", open)
+	}
+	if cap(e.asked) > 16 {
+		t.Errorf("expected the two types that somebody serves to be looked at, but %d were", cap(e.asked))
 	}
 	if err := e.Check(); err != nil {
 		t.Error(err)

@@ -91,14 +91,14 @@ func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 			}
 			out.buf.WriteString(": alive\n\n")
 		case <-due:
-			waiting = false
 			lastCounts = time.Now()
 			c, err := q.sharedCounts(r.Context(), in.Organization, lastCounts.Add(-countsEvery))
 			if err == nil {
 				out.event("counts", "", c.counts)
-				if waiting = c.at.Before(heard); waiting {
-					timer.Reset(countsEvery)
-				}
+			}
+			// Where the tables could not be read, nothing may change for long, and this listener would go on with old counts.
+			if waiting = err != nil || c.at.Before(heard); waiting {
+				timer.Reset(countsEvery)
 			}
 		case <-sub.Ready():
 			taken := sub.Take()

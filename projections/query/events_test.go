@@ -293,6 +293,22 @@ func TestCountsAreHeard(t *testing.T) {
 	})
 }
 
+// Counts that could not be read when they were due are read a second later, though nothing has changed.
+func TestCountsAreHeardThoughTheTablesWereAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.simple("a", "import")
+		began := time.Now()
+		w.store.err = errors.New("away")
+		total := listenToCounts(t, w)
+		synctest.Wait()
+		w.store.err = nil
+		if n := total(); n != 1 || time.Since(began) != time.Second {
+			t.Errorf("expected 1 after a second, but got %d after %s", n, time.Since(began))
+		}
+	})
+}
+
 // What was counted for one before a change is not the last that another hears after it.
 func TestCountsAreHeardByAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
