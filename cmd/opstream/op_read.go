@@ -124,6 +124,18 @@ func failureText(f *api.Failure) string {
 	return fmt.Sprintf("%s [fault of the %s]", text, f.Fault)
 }
 
+// failureLine is failureText for a row of a table: of a message of many lines, such as a panic's with its stack, it has the
+// first. opstream op get shows the others, and so does --output json.
+func failureLine(f *api.Failure) string {
+	short := *f
+	for _, text := range []*string{&short.Message, &short.FriendlyMessage} {
+		if first, _, more := strings.Cut(*text, "\n"); more {
+			*text = first + "…"
+		}
+	}
+	return failureText(&short)
+}
+
 func byText(by *api.By) string {
 	switch {
 	case by == nil:
@@ -245,7 +257,7 @@ const pageMax = 1000
 // whyText says why an operation is not done, or did not succeed.
 func whyText(o *api.Operation) string {
 	if o.Why == "" && o.Failure != nil && o.Status != operation.StatusSucceeded.String() {
-		return failureText(o.Failure)
+		return failureLine(o.Failure)
 	}
 	return o.Why
 }
@@ -327,7 +339,7 @@ func historyDetails(e *api.HistoryEvent, now time.Time) string {
 	add("%s", e.Code)
 	add("%s", e.Reason)
 	if e.Failure != nil {
-		add("%s", failureText(e.Failure))
+		add("%s", failureLine(e.Failure))
 	}
 	add("waits: %s", strings.Join(e.Waits, ", "))
 	if e.Until != nil {

@@ -695,6 +695,16 @@ func TestWaitUntilNothingIsLeft(t *testing.T) {
 	run(t, "", "op", "wait", "--server", serve(t, f.routes()...), "--timeout", "100ms").expect(t, exitUnavailable, "--timeout")
 }
 
+func TestARowHasTheFirstLineOfAFailure(t *testing.T) {
+	f := &api.Failure{Code: "panic", Message: "the handler panicked: nil map\ngoroutine 7 [running]:\nmain.main()", Fault: "handler"}
+	if got, want := whyText(&api.Operation{Standing: api.Standing{Status: "failed"}, Failure: f}), "panic: the handler panicked: nil map… [fault of the handler]"; got != want {
+		t.Errorf("expected %q, but got %q", want, got)
+	}
+	if !strings.Contains(f.Message, "main.main()") {
+		t.Errorf("expected the failure itself to stay whole, but it is %q", f.Message)
+	}
+}
+
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	tab := newTable(&out, "ID", "WHY")

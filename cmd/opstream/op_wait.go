@@ -425,7 +425,7 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 			status, why = "not found", "the tables have no such operation of this organization"
 		}
 		if e.Failure != nil {
-			why = failureText(e.Failure)
+			why = failureLine(e.Failure)
 		}
 		rows.row(e.ID, status, why)
 		rows.print()

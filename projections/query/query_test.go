@@ -528,6 +528,10 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%s: expected nothing to explain, but got %q", status, got)
 		}
 	}
+	panicked := operation.State{Status: operation.StatusWaiting, Holds: operation.HoldRetry, Until: at, Request: request, Failure: &operation.Failure{Message: "the handler panicked: nil map\ngoroutine 7 [running]:\nmain.main()"}}
+	if got, want := query.Why(&panicked), "will be retried at 2031-01-01T00:00:00Z after: the handler panicked: nil map…"; got != want {
+		t.Errorf("expected %q, but got %q", want, got)
+	}
 	long := operation.State{Status: operation.StatusWaiting, Holds: operation.HoldRetry, Request: request, Failure: &operation.Failure{Message: strings.Repeat("ä", 50_000)}}
 	if got := query.Why(&long); len(got) > 300 {
 		t.Errorf("expected a sentence, but got %d bytes", len(got))
