@@ -172,6 +172,9 @@ no more memory than one page.`,
 			if order != "newest" && order != "oldest" {
 				return usage("expected --order newest or oldest, but got %q", order)
 			}
+			if err := needValues(cmd, "organization", "token", "correlation-id"); err != nil {
+				return err
+			}
 			client, err := r.client(cmd)
 			if err != nil {
 				return err
@@ -253,6 +256,16 @@ no more memory than one page.`,
 
 // pageMax is what the service gives in one page.
 const pageMax = 1000
+
+// needValues refuses filters that are given and empty: what a script's unset variable leaves would be the operations of all.
+func needValues(cmd *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return usage("expected --%s with a value, but it is empty; leave it out to see all", name)
+		}
+	}
+	return nil
+}
 
 // whyText says why an operation is not done, or did not succeed.
 func whyText(o *api.Operation) string {
@@ -363,6 +376,9 @@ func newOpCounts() *cobra.Command {
 		Example: "  opstream op counts --organization contoso",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needValues(cmd, "organization"); err != nil {
+				return err
+			}
 			client, err := r.client(cmd)
 			if err != nil {
 				return err

@@ -268,7 +268,8 @@ func TestNobodyAnswers(t *testing.T) {
 
 func TestWrongCommandLines(t *testing.T) {
 	for _, line := range []string{
-		"op frobnicate", "op get", "op get one", "op get one two -O o", "op list --limit 0", "op list --order random", "op list --output yaml", "op submit",
+		"op frobnicate", "op get", "op get one", "op get one two -O o", "op list --limit 0", "op list --organization=", "op list --token=", "op list --correlation-id=", "op counts --organization=",
+		"op wait --organization=", "op list --order random", "op list --output yaml", "op submit",
 		"op submit --from /no/such/file", "op submit --from - --start-line 0", "op submit --from /", "op cancel", "op cancel one", "op cancel one two -O o --key k", "op cancel one -O o --wait 2h",
 		"op postpone one -O o", "op postpone one -O o --until yesterday", "op postpone one -O o --until +never", "op postpone one -O o --until +-3h",
 		"op retry one -O o --data /no/such/file", "op wait one", "op wait --timeout -1s", "op counts --server ftp://there", "op counts --server http://",

@@ -42,6 +42,9 @@ the exit code is 5.`,
 		Example: `  opstream op wait mail-7 mail-8 --organization contoso --timeout 5m
   opstream op submit --from requests.jsonl && opstream op wait`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
+			if err := needValues(cmd, "organization"); err != nil {
+				return err
+			}
 			if len(ids) > 0 {
 				if err := needOrganization(organization); err != nil {
 					return err
