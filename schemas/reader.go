@@ -89,7 +89,21 @@ func (r *reader) syntax(expected string) {
 		r.fail(MalformedJSON, "expected %s, but the text ends after %d bytes", expected, len(r.b))
 		return
 	}
-	r.fail(MalformedJSON, "expected %s at byte %d, but found %q", expected, r.i, r.b[r.i])
+	r.fail(MalformedJSON, "expected %s at byte %d, but found %s", expected, r.i, r.found())
+}
+
+// found shows the character that the reader stands at, whole: a byte of it would look like another one (the first of a byte order
+// mark and the first of a typographic quote do not look like either), and nobody would find that in the text.
+func (r *reader) found() string {
+	c, size := utf8.DecodeRune(r.b[r.i:])
+	switch {
+	case c == utf8.RuneError && size == 1:
+		return fmt.Sprintf("the byte %#x", r.b[r.i])
+	case c == '\ufeff':
+		return "a byte order mark"
+	default:
+		return strconv.QuoteRune(c)
+	}
 }
 
 func (r *reader) space() {
@@ -117,7 +131,7 @@ func (r *reader) end() *DecodeError {
 		r.space()
 		if r.i < len(r.b) {
 			r.name, r.prefix = nil, ""
-			r.fail(MalformedJSON, "expected the text to end at byte %d, but found %q", r.i, r.b[r.i])
+			r.fail(MalformedJSON, "expected the text to end at byte %d, but found %s", r.i, r.found())
 		}
 	}
 	return r.err

@@ -197,6 +197,22 @@ func TestParseRequest(t *testing.T) {
 	}
 }
 
+// What stands in a text where it must not is named as whoever looks for it sees it, not by its first byte.
+func TestMessagesShowWholeCharacters(t *testing.T) {
+	for in, want := range map[string]string{
+		"\ufeff{}":                           "but found a byte order mark",
+		"\xff\xfe{\x00}\x00":                 "but found the byte 0xff",
+		"{\"organization\":“north”}":         "but found '“'",
+		"{\"organization\":\"north\"\u00a0}": `but found '\u00a0'`,
+		"{}\u2028":                           `but found '\u2028'`,
+		"{'organization':'north'}":           `but found '\''`,
+	} {
+		if _, err := ParseRequest([]byte(in), ""); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%q: expected a message that ends with %s, but got %v", in, want, err)
+		}
+	}
+}
+
 // fixedPoint checks that parsing what was normalised gives the same request, and the same bytes.
 func fixedPoint(t *testing.T, q *operation.Request) {
 	t.Helper()

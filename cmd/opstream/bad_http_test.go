@@ -42,6 +42,8 @@ func TestBadInputOverHTTP(t *testing.T) {
 		{"GET", "/v1/operations?limit=-1", nil, "", 400, "invalid_parameter"},
 		{"GET", "/v1/operations?limit=99999999999999999999", nil, "", 400, "invalid_parameter"},
 		{"GET", "/v1/operations?limit=", nil, "", 400, "invalid_parameter"},
+		{"GET", "/v1/counts?organization=", nil, "", 400, "invalid_parameter"},
+		{"GET", "/v1/events?organization=", nil, "", 400, "invalid_parameter"},
 		{"GET", "/v1/operations?cursor=AAAA", nil, "", 400, "invalid_cursor"},
 		{"GET", "/v1/operations?cursor=" + many("A", 35), nil, "", 400, "invalid_cursor"},
 		{"GET", "/v1/operations?cursor=%00", nil, "", 400, "invalid_parameter"},

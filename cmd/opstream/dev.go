@@ -61,7 +61,8 @@ the process at once; nothing is lost then either.
 
 The worker runs two kinds of handler: webhook (types system-event and webhook), which
 calls a URL, and noop, which does nothing. Other types wait, visibly, for a worker that
-serves them: write one in Go with package consumers/worker, or name types for noop.`,
+serves them: write one in Go with package consumers/worker, or name types for noop, which
+leaves their data alone.`,
 		Example: `  opstream dev --data ./data
   opstream dev --data ./data --noop bulk-delete,bulk-email --listen 127.0.0.1:9000
   curl -s localhost:8080/v1/counts`,

@@ -124,6 +124,18 @@ func failureText(f *api.Failure) string {
 	return fmt.Sprintf("%s [fault of the %s]", text, f.Fault)
 }
 
+// failureLine is failureText for a row of a table: of a message of many lines, such as a panic's with its stack, it has the
+// first. opstream op get shows the others, and so does --output json.
+func failureLine(f *api.Failure) string {
+	short := *f
+	for _, text := range []*string{&short.Message, &short.FriendlyMessage} {
+		if first, _, more := strings.Cut(*text, "\n"); more {
+			*text = first + "…"
+		}
+	}
+	return failureText(&short)
+}
+
 func byText(by *api.By) string {
 	switch {
 	case by == nil:
@@ -159,6 +171,9 @@ no more memory than one page.`,
 			}
 			if order != "newest" && order != "oldest" {
 				return usage("expected --order newest or oldest, but got %q", order)
+			}
+			if err := needValues(cmd, "organization", "token", "correlation-id"); err != nil {
+				return err
 			}
 			client, err := r.client(cmd)
 			if err != nil {
@@ -242,10 +257,20 @@ no more memory than one page.`,
 // pageMax is what the service gives in one page.
 const pageMax = 1000
 
+// needValues refuses filters that are given and empty: what a script's unset variable leaves would be the operations of all.
+func needValues(cmd *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return usage("expected --%s with a value, but it is empty; leave it out to see all", name)
+		}
+	}
+	return nil
+}
+
 // whyText says why an operation is not done, or did not succeed.
 func whyText(o *api.Operation) string {
 	if o.Why == "" && o.Failure != nil && o.Status != operation.StatusSucceeded.String() {
-		return failureText(o.Failure)
+		return failureLine(o.Failure)
 	}
 	return o.Why
 }
@@ -327,7 +352,7 @@ func historyDetails(e *api.HistoryEvent, now time.Time) string {
 	add("%s", e.Code)
 	add("%s", e.Reason)
 	if e.Failure != nil {
-		add("%s", failureText(e.Failure))
+		add("%s", failureLine(e.Failure))
 	}
 	add("waits: %s", strings.Join(e.Waits, ", "))
 	if e.Until != nil {
@@ -351,6 +376,9 @@ func newOpCounts() *cobra.Command {
 		Example: "  opstream op counts --organization contoso",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needValues(cmd, "organization"); err != nil {
+				return err
+			}
 			client, err := r.client(cmd)
 			if err != nil {
 				return err

@@ -270,7 +270,7 @@ func (s *submission) wait(ctx context.Context, timeout time.Duration) error {
 		if e.Status != good {
 			why := ""
 			if e.Failure != nil {
-				why = failureText(e.Failure)
+				why = failureLine(e.Failure)
 			}
 			if bad++; bad <= badShown {
 				s.bar.clear()

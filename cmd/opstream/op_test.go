@@ -268,7 +268,8 @@ func TestNobodyAnswers(t *testing.T) {
 
 func TestWrongCommandLines(t *testing.T) {
 	for _, line := range []string{
-		"op frobnicate", "op get", "op get one", "op get one two -O o", "op list --limit 0", "op list --order random", "op list --output yaml", "op submit",
+		"op frobnicate", "op get", "op get one", "op get one two -O o", "op list --limit 0", "op list --organization=", "op list --token=", "op list --correlation-id=", "op counts --organization=",
+		"op wait --organization=", "op list --order random", "op list --output yaml", "op submit",
 		"op submit --from /no/such/file", "op submit --from - --start-line 0", "op submit --from /", "op cancel", "op cancel one", "op cancel one two -O o --key k", "op cancel one -O o --wait 2h",
 		"op postpone one -O o", "op postpone one -O o --until yesterday", "op postpone one -O o --until +never", "op postpone one -O o --until +-3h",
 		"op retry one -O o --data /no/such/file", "op wait one", "op wait --timeout -1s", "op counts --server ftp://there", "op counts --server http://",
@@ -693,6 +694,16 @@ func TestWaitUntilNothingIsLeft(t *testing.T) {
 	f := newFakeTables()
 	f.events <- countsEvent(countsOf(map[operation.Status]int64{operation.StatusReady: 1}, nil))
 	run(t, "", "op", "wait", "--server", serve(t, f.routes()...), "--timeout", "100ms").expect(t, exitUnavailable, "--timeout")
+}
+
+func TestARowHasTheFirstLineOfAFailure(t *testing.T) {
+	f := &api.Failure{Code: "panic", Message: "the handler panicked: nil map\ngoroutine 7 [running]:\nmain.main()", Fault: "handler"}
+	if got, want := whyText(&api.Operation{Standing: api.Standing{Status: "failed"}, Failure: f}), "panic: the handler panicked: nil map… [fault of the handler]"; got != want {
+		t.Errorf("expected %q, but got %q", want, got)
+	}
+	if !strings.Contains(f.Message, "main.main()") {
+		t.Errorf("expected the failure itself to stay whole, but it is %q", f.Message)
+	}
 }
 
 func TestTable(t *testing.T) {

@@ -42,6 +42,9 @@ the exit code is 5.`,
 		Example: `  opstream op wait mail-7 mail-8 --organization contoso --timeout 5m
   opstream op submit --from requests.jsonl && opstream op wait`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
+			if err := needValues(cmd, "organization"); err != nil {
+				return err
+			}
 			if len(ids) > 0 {
 				if err := needOrganization(organization); err != nil {
 					return err
@@ -425,7 +428,7 @@ func (r *remote) waitFor(ctx context.Context, cmd *cobra.Command, w *waiter) err
 			status, why = "not found", "the tables have no such operation of this organization"
 		}
 		if e.Failure != nil {
-			why = failureText(e.Failure)
+			why = failureLine(e.Failure)
 		}
 		rows.row(e.ID, status, why)
 		rows.print()

@@ -411,10 +411,11 @@ func standardHandlers(noopTypes []string, hooks webhook.Config) (map[string]work
 	if err != nil {
 		return nil, err
 	}
-	handlers := map[string]worker.Handler{"system-event": hook, "webhook": hook, "noop": noop.Handler{}}
+	handlers := map[string]worker.Handler{"system-event": hook, "webhook": hook}
 	for _, t := range noopTypes {
-		handlers[t] = noop.Handler{}
+		handlers[t] = noop.Handler{StandIn: true}
 	}
+	handlers["noop"] = noop.Handler{} // also where --noop names it
 	return handlers, nil
 }
 

@@ -19,7 +19,15 @@ const (
 // events streams changes as server-sent events.
 func (q *Query) events(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
-	in := Interest{Organization: query.Get("organization"), ID: query.Get("id"), LastEventID: r.Header.Get("Last-Event-ID")}
+	org, err := given(query, "organization")
+	if err != nil {
+		return err
+	}
+	id, err := given(query, "id")
+	if err != nil {
+		return err
+	}
+	in := Interest{Organization: org, ID: id, LastEventID: r.Header.Get("Last-Event-ID")}
 	if in.ID != "" && in.Organization == "" {
 		return api.NewProblem(api.InvalidParameter, "an id means nothing without its organization").At("organization")
 	}

@@ -221,8 +221,16 @@ func (q *Query) list(w http.ResponseWriter, r *http.Request) error {
 }
 
 func parseFilter(query url.Values) (projections.Filter, error) {
-	f := projections.Filter{
-		Organization: query.Get("organization"), DependencyToken: query.Get("token"), CorrelationID: query.Get("correlationId"),
+	var f projections.Filter
+	var err error
+	if f.Organization, err = given(query, "organization"); err != nil {
+		return f, err
+	}
+	if f.DependencyToken, err = given(query, "token"); err != nil {
+		return f, err
+	}
+	if f.CorrelationID, err = given(query, "correlationId"); err != nil {
+		return f, err
 	}
 	for _, name := range split(query, "status") {
 		s, ok := operation.ParseStatus(name)
@@ -254,17 +262,26 @@ func parseFilter(query url.Values) (projections.Filter, error) {
 	for name, into := range map[string]*operation.Time{
 		"createdAfter": &f.CreatedFrom, "createdBefore": &f.CreatedTo, "modifiedAfter": &f.ModifiedFrom, "modifiedBefore": &f.ModifiedTo,
 	} {
-		text := query.Get(name)
-		if text == "" {
+		if !query.Has(name) {
 			continue
 		}
-		t, err := time.Parse(time.RFC3339Nano, text)
+		t, err := time.Parse(time.RFC3339Nano, query.Get(name))
 		if err != nil || t.UTC().Year() < 1 || t.UTC().Year() > 9999 {
 			return f, api.NewProblem(api.InvalidParameter, "expected a time as in RFC 3339, such as 2030-01-31T08:00:00Z (a plus sign as %%2B)").At(name)
 		}
 		*into = operation.TimeOf(t)
 	}
 	return f, nil
+}
+
+// given returns what a filter lets through, "" when there is no filter. One that is there and empty comes of a variable that its
+// sender did not set; taken for none, it would answer a question about one organization with the operations of all.
+func given(query url.Values, name string) (string, error) {
+	value := query.Get(name)
+	if value == "" && query.Has(name) {
+		return "", api.NewProblem(api.InvalidParameter, "expected a value, but it is empty; leave the parameter out to see all").At(name)
+	}
+	return value, nil
 }
 
 func split(query url.Values, name string) []string {
@@ -332,10 +349,14 @@ func (q *Query) history(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (q *Query) getCounts(w http.ResponseWriter, r *http.Request) error {
+	org, err := given(r.URL.Query(), "organization")
+	if err != nil {
+		return err
+	}
 	if err := q.fresh(w, r); err != nil {
 		return err
 	}
-	counts, err := q.count(r.Context(), r.URL.Query().Get("organization"))
+	counts, err := q.count(r.Context(), org)
 	if err != nil {
 		return err
 	}

@@ -213,6 +213,10 @@ func TestListsRefuseWhatCannotBe(t *testing.T) {
 		"status=absent":                    {api.InvalidParameter, "status"},
 		"status=Ready":                     {api.InvalidParameter, "status"},
 		"status=":                          {api.InvalidParameter, "status"},
+		"organization=":                    {api.InvalidParameter, "organization"},
+		"token=":                           {api.InvalidParameter, "token"},
+		"correlationId=&limit=5":           {api.InvalidParameter, "correlationId"},
+		"createdAfter=":                    {api.InvalidParameter, "createdAfter"},
 		"status=ready,":                    {api.InvalidParameter, "status"},
 		"wait=" + long:                     {api.InvalidParameter, "wait"},
 		"type=UPPER":                       {api.InvalidParameter, "type"},
@@ -527,6 +531,10 @@ func TestWhy(t *testing.T) {
 		if got := query.Why(&operation.State{Status: status, Request: request, Failure: failure}); got != "" {
 			t.Errorf("%s: expected nothing to explain, but got %q", status, got)
 		}
+	}
+	panicked := operation.State{Status: operation.StatusWaiting, Holds: operation.HoldRetry, Until: at, Request: request, Failure: &operation.Failure{Message: "the handler panicked: nil map\ngoroutine 7 [running]:\nmain.main()"}}
+	if got, want := query.Why(&panicked), "will be retried at 2031-01-01T00:00:00Z after: the handler panicked: nil map…"; got != want {
+		t.Errorf("expected %q, but got %q", want, got)
 	}
 	long := operation.State{Status: operation.StatusWaiting, Holds: operation.HoldRetry, Request: request, Failure: &operation.Failure{Message: strings.Repeat("ä", 50_000)}}
 	if got := query.Why(&long); len(got) > 300 {

@@ -93,6 +93,11 @@ func message(f *operation.Failure) string {
 	if text == "" {
 		text = f.Code
 	}
+	// A panic's message has its stack behind it, which is for the handler's team and no part of a sentence.
+	text, _, more := strings.Cut(text, "\n")
+	if more {
+		text += "…"
+	}
 	if len(text) > messageMax {
 		text = strings.ToValidUTF8(text[:messageMax], "") + "…"
 	}

@@ -11,7 +11,7 @@
 //	  "data": {"sleepMs": 200, "fail": "not yet", "failTimes": 2, "class": "retry", "result": {"rows": 3}}
 //	}
 //
-// The members of data are all optional, and others are refused:
+// The members of data are all optional, and others are refused, unless the handler stands in for that of another type:
 //
 //	sleepMs    waits for so many milliseconds first, at most a day
 //	fail       fails with this message

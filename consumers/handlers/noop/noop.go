@@ -20,7 +20,11 @@ const (
 )
 
 // Handler does what the operation's data asks for, and nothing without data.
-type Handler struct{}
+type Handler struct {
+	// StandIn is for types whose own handler is not there. Their data is meant for that one: where it is none that this package
+	// knows, the operation succeeds. Refused, it would make every operation of the type fail. Default: false.
+	StandIn bool
+}
 
 type data struct {
 	SleepMs   int64           `json:"sleepMs"`
@@ -32,22 +36,21 @@ type data struct {
 }
 
 // Handle waits, then panics, fails or succeeds.
-func (Handler) Handle(ctx context.Context, op *worker.Operation) (any, error) {
+func (h Handler) Handle(ctx context.Context, op *worker.Operation) (any, error) {
 	if len(op.Data) == 0 {
 		return nil, nil
 	}
 	// A call of its own, so that what it decodes into costs nothing where there is nothing to decode.
-	return handle(ctx, op)
+	return h.handle(ctx, op)
 }
 
-func handle(ctx context.Context, op *worker.Operation) (any, error) {
-	var d data
-	if err := op.Decode(&d); err != nil {
-		return nil, err
-	}
-	class, err := d.check()
+func (h Handler) handle(ctx context.Context, op *worker.Operation) (any, error) {
+	d, class, err := read(op)
 	if err != nil {
-		return nil, worker.Final(worker.WithCode(err, worker.CodeInvalidData, 0, ""))
+		if h.StandIn {
+			return nil, nil
+		}
+		return nil, err
 	}
 	if err := wait(ctx, time.Duration(d.SleepMs)*time.Millisecond); err != nil {
 		return nil, err
@@ -75,6 +78,18 @@ func handle(ctx context.Context, op *worker.Operation) (any, error) {
 		return nil, nil
 	}
 	return d.Result, nil
+}
+
+func read(op *worker.Operation) (data, retry.Class, error) {
+	var d data
+	if err := op.Decode(&d); err != nil {
+		return d, 0, err
+	}
+	class, err := d.check()
+	if err != nil {
+		return d, 0, worker.Final(worker.WithCode(err, worker.CodeInvalidData, 0, ""))
+	}
+	return d, class, nil
 }
 
 func (d *data) wantsFailure() bool { return d.Fail != nil || d.FailTimes != nil || d.Panic }

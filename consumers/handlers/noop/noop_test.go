@@ -76,6 +76,24 @@ func TestWhatTheDataAsksFor(t *testing.T) {
 	}
 }
 
+// Whoever tries the service out has real data, and no handlers yet.
+func TestStandsInForAnotherHandler(t *testing.T) {
+	for _, c := range []struct{ data, want string }{
+		{``, `ok null`},
+		{`{"to":"all"}`, `ok null`},
+		{`[1]`, `ok null`},
+		{`"text"`, `ok null`},
+		{`{"class":"gold","sleepMs":-1}`, `ok null`},
+		{`{"result":7}`, `ok 7`},
+		{`{"fail":"broken"}`, `retry noop_failed: broken`},
+	} {
+		op := &worker.Operation{ID: "op-1", Data: json.RawMessage(c.data)}
+		if got := outcome(Handler{StandIn: true}.Handle(t.Context(), op)); got != c.want {
+			t.Errorf("%s: expected %s, but got %s", c.data, c.want, got)
+		}
+	}
+}
+
 func TestPanics(t *testing.T) {
 	defer func() {
 		if got := recover(); got != "as asked" {
