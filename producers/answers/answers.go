@@ -27,6 +27,7 @@ type Config struct {
 	Source  string         // CloudEvents source of the commands; default schemas.SourceProducer
 
 	InFlightMax int           // commands that are sent and not answered yet; default 10 000
+	PouredMax   int           // of these, by Begin; default 512, or InFlightMax if that is less
 	LagMax      time.Duration // a partition whose oldest command has waited longer takes no more; default 2 s
 
 	Options []kgo.Opt // more options of the Kafka clients, e.g. TLS and SASL; default none
@@ -40,6 +41,11 @@ func (c Config) withDefaults() Config {
 	}
 	if c.InFlightMax == 0 {
 		c.InFlightMax = 10_000
+	}
+	if c.PouredMax == 0 {
+		// Enough to keep a scheduler busy, and with slow work still less than LagMax allows: before it is known how fast they are
+		// answered, more would be in the way of everybody else.
+		c.PouredMax = min(512, c.InFlightMax)
 	}
 	if c.LagMax == 0 {
 		c.LagMax = 2 * time.Second
@@ -58,6 +64,9 @@ func (c Config) validate() error {
 	if c.InFlightMax < 1 {
 		faults = append(faults, fmt.Errorf("InFlightMax: expected at least 1, but got %d", c.InFlightMax))
 	}
+	if c.PouredMax < 1 || c.PouredMax > c.InFlightMax {
+		faults = append(faults, fmt.Errorf("PouredMax: expected 1 to %d, but got %d", c.InFlightMax, c.PouredMax))
+	}
 	if c.LagMax < 0 {
 		faults = append(faults, fmt.Errorf("LagMax: expected a positive duration, but got %s", c.LagMax))
 	}
@@ -75,6 +84,7 @@ type Client struct {
 	journal    string
 	partitions []*partition
 	slots      chan struct{}
+	poured     chan struct{} // slots of those that Begin sends
 	feed       feed
 	denied     atomic.Pointer[denial] // the last that the broker made of the reader; nil for none
 }
@@ -112,7 +122,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, producer: producer, journal: cfg.Topics.Journal(), slots: make(chan struct{}, cfg.InFlightMax)}
+	c := &Client{cfg: cfg, producer: producer, journal: cfg.Topics.Journal(), slots: make(chan struct{}, cfg.InFlightMax), poured: make(chan struct{}, cfg.PouredMax)}
 	c.reader, err = kafkaclient.New(append([]kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // an offset that is not there must be heard of, not skipped
@@ -295,7 +305,7 @@ func (c *Client) Do(ctx context.Context, cmd *operation.Command, key string) (co
 // waits, which slows down who pours commands in.
 func (c *Client) Begin(ctx context.Context, cmd *operation.Command, key string) func() (command.Answer, error) {
 	p := c.partition(cmd, key)
-	call, err := c.enter(ctx, p, true)
+	call, err := c.pour(ctx, p)
 	if err != nil {
 		return func() (command.Answer, error) { return command.Answer{}, err }
 	}
@@ -316,18 +326,31 @@ func (c *Client) partition(cmd *operation.Command, key string) *partition {
 	return c.partitions[schemas.PartitionFor([]byte(key), int32(len(c.partitions)))]
 }
 
+// pour is enter for who waits, and takes one of the fewer slots for that, too.
+func (c *Client) pour(ctx context.Context, p *partition) (*call, error) {
+	if err := wait(ctx, c.poured); err != nil {
+		return nil, err
+	}
+	call, err := c.enter(ctx, p, true)
+	if err != nil {
+		<-c.poured
+		return nil, err
+	}
+	call.poured = c.poured
+	return call, nil
+}
+
 // enter takes a slot and begins a call, or says why not.
 func (c *Client) enter(ctx context.Context, p *partition, patient bool) (*call, error) {
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		if !patient {
-			return nil, overloaded(p.retryAfter(), "expected fewer than %d commands under way, but there are no fewer", c.cfg.InFlightMax)
+	if patient {
+		if err := wait(ctx, c.slots); err != nil {
+			return nil, err
 		}
+	} else {
 		select {
 		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil, overloaded(time.Second, "expected fewer than %d commands under way before the caller's time ended, but there were no fewer", c.cfg.InFlightMax)
+		default:
+			return nil, overloaded(p.retryAfter(), "expected fewer than %d commands under way, but there are no fewer", c.cfg.InFlightMax)
 		}
 	}
 	for {
@@ -352,6 +375,16 @@ func (c *Client) enter(ctx context.Context, p *partition, patient bool) (*call, 
 			<-c.slots
 			return nil, err
 		}
+	}
+}
+
+// wait takes one of these slots when it is free.
+func wait(ctx context.Context, slots chan struct{}) error {
+	select {
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return overloaded(time.Second, "expected fewer than %d commands under way before the caller's time ended, but there were no fewer", cap(slots))
 	}
 }
 

@@ -139,7 +139,7 @@ func TestPipelineKeepsThousandsUnderWay(t *testing.T) {
 
 func testPipelineKeepsThousandsUnderWay(t *testing.T, b *kafkatest.Broker) {
 	w := newWorld(t, b)
-	c, _ := w.open(Config{InFlightMax: 2000})
+	c, _ := w.open(Config{PouredMax: 2000})
 	const n = 5000
 	waits := make(chan func() (command.Answer, error), n)
 	began := make(chan struct{})

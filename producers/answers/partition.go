@@ -18,6 +18,7 @@ type call struct {
 	rec    *kgo.Record
 	err    error
 	done   chan struct{}
+	poured chan struct{} // where it holds a slot, too; nil for nowhere
 }
 
 // early is the first event for a request of which nobody has said yet that he waits for it.
@@ -142,7 +143,8 @@ func (p *partition) age(now time.Time) (age time.Duration, waited bool) {
 // that nobody here waits for anything does not make it short.
 func (p *partition) refuses(now time.Time, lagMax time.Duration) (time.Duration, bool) {
 	age, waited := p.age(now)
-	age = max(age, p.speed.ahead(now, max(p.sent-p.last, 0)+int64(p.unacked)))
+	ahead := p.speed.ahead(now, max(p.sent-p.last, 0)+int64(p.unacked))
+	age = max(age, ahead+ahead/3) // the workers' time is shared anew all the while: this partition may be slower than it was
 	if p.recent > lagMax && now.Sub(p.recentAt) < speedKept {
 		age = max(age, p.recent)
 	}
@@ -190,6 +192,9 @@ func (p *partition) finish(c *call, rec *kgo.Record, err error) {
 	c.over, c.rec, c.err = true, rec, err
 	close(c.done)
 	<-p.slots
+	if c.poured != nil {
+		<-c.poured
+	}
 }
 
 // acked hears from the producer where the command stands, or that it does not. Calls come in the order of the log.

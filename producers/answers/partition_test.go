@@ -207,8 +207,8 @@ func TestWhoWouldWaitTooLongIsRefusedBeforeAnybodyHas(t *testing.T) {
 			p.acked(c, producers.Position{Offset: offset}, nil)
 			offset++
 		}
-		if ahead := p.sent - p.last; ahead < 190 || ahead > 210 {
-			t.Errorf("expected as many to be let in as make 200 that wait, but %d were let in and %d wait", let, ahead)
+		if ahead := p.sent - p.last; ahead < 145 || ahead > 155 { // with a margin of a third
+			t.Errorf("expected as many to be let in as make 150 that wait, but %d were let in and %d wait", let, ahead)
 		}
 		p.hear(offset - 1)
 		p.mustEnter(t)
@@ -414,4 +414,38 @@ func TestPassedOverWhileTheOffsetWasUnknown(t *testing.T) {
 	default:
 		t.Error("expected the call to end at once: later commands have been answered")
 	}
+}
+
+// Whoever pours commands in has few under way, be the scheduler fast or slow, so that others find room and are answered soon.
+func TestPouredCommandsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := lonely()
+		c := &Client{cfg: Config{InFlightMax: 3, LagMax: 2 * time.Second}, slots: make(chan struct{}, 3), poured: make(chan struct{}, 1)}
+		p.slots = c.slots
+		first, err := c.pour(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.acked(first, producers.Position{Offset: 0}, nil)
+		poured := make(chan error, 1)
+		go func() { poured <- second(c.pour(t.Context(), p)) }()
+		synctest.Wait()
+		if len(poured) != 0 || len(c.slots) != 1 {
+			t.Errorf("expected the second to wait without one of the %d slots taken, but %d have entered", len(c.slots), len(poured))
+		}
+		single, err := c.enter(t.Context(), p, false)
+		if err != nil {
+			t.Errorf("expected room for who has one command to give, but got %v", err)
+		}
+		p.acked(single, producers.Position{Offset: 1}, nil)
+		p.hear(0)
+		if err := <-poured; err != nil {
+			t.Errorf("expected the second to go on when the first was answered, but got %v", err)
+		}
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := second(c.pour(impatient, p)); !errors.Is(err, producers.ErrRetry) {
+			t.Errorf("expected a refusal when the time has ended, but got %v", err)
+		}
+	})
 }
