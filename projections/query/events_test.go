@@ -299,10 +299,10 @@ func TestCountsAreHeardThoughTheTablesWereAway(t *testing.T) {
 		w := newWorld(t)
 		w.simple("a", "import")
 		began := time.Now()
-		w.store.err = errors.New("away")
+		w.store.fails(errors.New("away"))
 		total := listenToCounts(t, w)
 		synctest.Wait()
-		w.store.err = nil
+		w.store.fails(nil)
 		if n := total(); n != 1 || time.Since(began) != time.Second {
 			t.Errorf("expected 1 after a second, but got %d after %s", n, time.Since(began))
 		}

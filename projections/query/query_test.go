@@ -65,7 +65,7 @@ func TestContract(t *testing.T) {
 	cancel()
 	w.h.ServeHTTP(httptest.NewRecorder(), r)
 
-	w.store.err = errors.New("no route to host")
+	w.store.fails(errors.New("no route to host"))
 	for _, path := range []string{"/v1/operations", one, one + "/history", "/v1/counts"} {
 		got := w.get(path)
 		if p := got.Problem(t); got.Status != 503 || p.Code != api.ReadSideUnavailable || p.Fault != api.FaultService || strings.Contains(string(got.Body), "route") {
@@ -308,7 +308,7 @@ func TestLocate(t *testing.T) {
 	if _, found, err := w.q.Locate(t.Context(), "acme", "nobody", nil); found || err != nil {
 		t.Errorf("expected none, but got %v, %v", found, err)
 	}
-	w.store.err = errors.New("down")
+	w.store.fails(errors.New("down"))
 	var p *api.Problem
 	if _, _, err := w.q.Locate(t.Context(), "acme", "t", nil); !errors.As(err, &p) || p.Code != api.ReadSideUnavailable {
 		t.Errorf("expected read_side_unavailable, but got %v", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,33 +40,43 @@ type world struct {
 // breakable is a store that can be made to fail.
 type breakable struct {
 	projections.Store
-	err error
+	fault atomic.Pointer[error]
+}
+
+// fails makes all reads fail with err, or none when it is nil.
+func (b *breakable) fails(err error) { b.fault.Store(&err) }
+
+func (b *breakable) err() error {
+	if fault := b.fault.Load(); fault != nil {
+		return *fault
+	}
+	return nil
 }
 
 func (b *breakable) Get(ctx context.Context, org string, id operation.ID) (projections.Row, error) {
-	if b.err != nil {
-		return projections.Row{}, b.err
+	if err := b.err(); err != nil {
+		return projections.Row{}, err
 	}
 	return b.Store.Get(ctx, org, id)
 }
 
 func (b *breakable) List(ctx context.Context, f projections.Filter, o projections.Order, cursor string, limit int) (projections.Page, error) {
-	if b.err != nil {
-		return projections.Page{}, b.err
+	if err := b.err(); err != nil {
+		return projections.Page{}, err
 	}
 	return b.Store.List(ctx, f, o, cursor, limit)
 }
 
 func (b *breakable) History(ctx context.Context, org string, id operation.ID, after operation.Place, limit int) ([]projections.Entry, error) {
-	if b.err != nil {
-		return nil, b.err
+	if err := b.err(); err != nil {
+		return nil, err
 	}
 	return b.Store.History(ctx, org, id, after, limit)
 }
 
 func (b *breakable) Counts(ctx context.Context, f projections.CountFilter) ([]projections.Count, error) {
-	if b.err != nil {
-		return nil, b.err
+	if err := b.err(); err != nil {
+		return nil, err
 	}
 	return b.Store.Counts(ctx, f)
 }
