@@ -48,6 +48,7 @@ type actor struct {
 	acks     []ack
 	signaled []operation.Place // whose signals are on the log
 	heard    operation.Time
+	missed   operation.Time
 
 	spare struct { // the other halves of double buffers
 		beats []heard
@@ -255,6 +256,13 @@ func (a *actor) hear(h heard) {
 	a.signal()
 }
 
+// miss hears that heartbeats were lost before they were read, the last of them no later than t.
+func (a *actor) miss(t operation.Time) {
+	a.mu.Lock()
+	a.missed = max(a.missed, t)
+	a.mu.Unlock()
+}
+
 func (a *actor) heardThrough(t operation.Time) {
 	a.mu.Lock()
 	a.heard = max(a.heard, t)
@@ -276,8 +284,12 @@ func (a *actor) takeBeats(t operation.Time, cause *operation.Cause) {
 	a.mu.Lock()
 	beats := a.beats
 	a.beats, a.spare.beats = a.spare.beats[:0], nil
-	through := a.heard
+	through, missed := a.heard, a.missed
+	a.missed = 0
 	a.mu.Unlock()
+	if missed != 0 {
+		a.engine.Missed(missed)
+	}
 	for i := range beats {
 		a.engine.Hear(&beats[i].beat, beats[i].at)
 		*cause = operation.Cause{Topic: schemas.TopicSessions, Offset: beats[i].offset}

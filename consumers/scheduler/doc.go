@@ -13,7 +13,8 @@
 //     partition.Engine's Overdue and after a recovery, signals from the effects mark of the last checkpoint on.
 //   - The consumer group on requests decides only who should own a partition. Two owners at once do no harm.
 //   - Silence of a session counts only as far as the heartbeats are known to be read (Engine.HeardThrough), so a scheduler
-//     that was frozen does not take its own deafness for the workers' death.
+//     that was frozen does not take its own deafness for the workers' death. Where the log has lost heartbeats before they
+//     were read, every session is granted another lease.
 //
 // # Who does what
 //

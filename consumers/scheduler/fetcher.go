@@ -46,7 +46,8 @@ type fetcher struct {
 	// Of the polling goroutine.
 	actors   map[int32]*actor
 	last     map[operation.SessionID]heard
-	sessions int64 // next offset of the heartbeats
+	sessions int64          // next offset of the heartbeats
+	missed   operation.Time // the log had lost heartbeats before they were read, the last of them no later than this
 	asked    []audit
 	asking   bool
 }
@@ -69,10 +70,11 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	if !ok || from.Err != nil {
 		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
 	}
-	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20))
+	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20), kgo.KeepControlRecords())
 	// A caller may request within a transaction of Kafka's, and what it takes back was never asked for. The records that end
-	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet.
-	client, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())...)
+	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet, and
+	// among the heartbeats as one that was lost.
+	client, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +160,13 @@ const leaseMax = time.Hour
 // beats reads heartbeats. One that cannot be read is reported and passed over.
 func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 	for _, rec := range records {
+		if rec.Offset != f.sessions {
+			f.miss(rec.Offset, now)
+		}
 		f.sessions = rec.Offset + 1
+		if rec.Attrs.IsControl() {
+			continue
+		}
 		hb, err := schemas.DecodeHeartbeat(rec)
 		if err != nil {
 			f.log.Warn("heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "offset", rec.Offset, "err", err)
@@ -183,6 +191,21 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 	}
 }
 
+// miss hears that the log of heartbeats goes on at an offset where it was not expected to: it was trimmed, cut short or made anew
+// before it was read. What is lost may have come from any session until now, and must not be taken for its silence.
+func (f *fetcher) miss(offset int64, now operation.Time) {
+	f.log.Warn("heartbeats were gone before they were read: every session counts as heard of now; check the retention of the topic if nobody has trimmed it",
+		"topic", f.cfg.Topics.Sessions(), "expected", f.sessions, "found", offset)
+	f.sessions, f.missed = offset, now
+	for id, h := range f.last {
+		h.at = now
+		f.last[id] = h
+	}
+	for _, a := range f.actors {
+		a.miss(now)
+	}
+}
+
 // begin routes a partition's inputs to a from its engine's positions on.
 func (f *fetcher) begin(a *actor, pos partition.Positions) {
 	f.do(func() {
@@ -191,6 +214,7 @@ func (f *fetcher) begin(a *actor, pos partition.Positions) {
 		for _, h := range f.last {
 			a.hear(h)
 		}
+		a.miss(f.missed)
 		at := func(offset int64) map[int32]kgo.Offset {
 			return map[int32]kgo.Offset{a.p: kgo.NewOffset().At(offset)}
 		}
@@ -243,15 +267,24 @@ func (f *fetcher) askSilence(ctx context.Context) {
 			return
 		}
 		f.asking = true
-		at := f.ticks.now()
+		at, known := f.ticks.now(), f.sessions
 		go func() {
-			ends, err := f.admin.ListEndOffsets(ctx, f.cfg.Topics.Sessions())
-			end, ok := ends.Lookup(f.cfg.Topics.Sessions(), 0)
+			topic := f.cfg.Topics.Sessions()
+			starts, err := f.admin.ListStartOffsets(ctx, topic)
+			ends, err2 := f.admin.ListEndOffsets(ctx, topic)
+			start, ok := starts.Lookup(topic, 0)
+			end, ok2 := ends.Lookup(topic, 0)
+			err = errors.Join(err, err2, start.Err, end.Err)
 			f.do(func() {
 				f.asking = false
-				if err == nil && ok && end.Err == nil {
-					f.asked = append(f.asked, audit{end.Offset, at})
+				if err != nil || !ok || !ok2 {
+					return // whoever needs to know asks again
 				}
+				// When no worker is left nothing may come that would show it.
+				if start.Offset > f.sessions || end.Offset < known && known <= f.sessions {
+					f.miss(start.Offset, f.ticks.now())
+				}
+				f.asked = append(f.asked, audit{end.Offset, at})
 			})
 		}()
 	})

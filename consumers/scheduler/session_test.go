@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -9,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opstream/opstream/domain/operation"
+	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
@@ -56,4 +61,68 @@ func TestSessionThatIsTooLongIsAnError(t *testing.T) {
 			t.Errorf("expected an error that names the brokers' setting, but got %v", err)
 		}
 	})
+}
+
+// A scheduler that has not read for so long that the log has lost heartbeats does not know who has sent them: nobody is silent before
+// one more lease has gone by.
+func TestHeartbeatsThatAreGoneAreNotSilence(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		for _, c := range []struct {
+			name string
+			log  func(*session) // what becomes of it before it is read
+		}{
+			{"and others came", func(s *session) { s.trim(); s.beat(schemas.SessionRunning) }},
+			{"and nobody is left", func(s *session) { s.trim() }},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				s := newSession(t, on, operation.SessionID(c.name))
+				cfg := (&Config{Client: on.client, Topics: on.topics, Owner: "one"}).withDefaults()
+				clock := ticker{time.Now()}
+				f, err := newFetcher(t.Context(), cfg, kadm.NewClient(s.client), clock, func(heard) {})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for f.pulse.BufferedFetchRecords() == 0 { // the client asks for no more before these are taken
+					<-time.After(time.Millisecond)
+				}
+				s.beat(schemas.SessionRunning)
+				c.log(s)
+				ctx, stop := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				defer running.Wait()
+				defer stop()
+				running.Go(func() { f.run(ctx) })
+
+				began := clock.now()
+				a := &actor{wake: make(chan struct{}, 1)}
+				f.begin(a, partition.Positions{})
+				for {
+					f.askSilence(ctx)
+					<-a.wake
+					a.mu.Lock()
+					missed, through := a.missed, a.heard
+					a.mu.Unlock()
+					if through < began {
+						continue
+					}
+					if missed < began {
+						t.Errorf("expected heartbeats to be missed until %d at least, but they were until %d, and heard through %d", began, missed, through)
+					}
+					return
+				}
+			})
+		}
+	})
+}
+
+// trim has the broker forget all heartbeats.
+func (s *session) trim() {
+	admin, topic := kadm.NewClient(s.client), s.topics.Sessions()
+	ends, err := admin.ListEndOffsets(s.t.Context(), topic)
+	if err == nil {
+		_, err = admin.DeleteRecords(s.t.Context(), ends.Offsets())
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
 }

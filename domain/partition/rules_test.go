@@ -163,6 +163,9 @@ func (p *player) line(words []string) ([]string, error) {
 		p.now = p.time(words[1])
 		p.e.Settle(clock, p.now)
 		return append(p.take(), fmt.Sprintf("silent=%v", p.e.Silent(p.now))), nil
+	case "missed": // heartbeats until now
+		p.e.Missed(p.now)
+		return nil, nil
 	case "set":
 		for _, word := range words[1:] {
 			key, value, _ := strings.Cut(word, "=")

@@ -46,8 +46,8 @@ type servers struct {
 const EndedGrace = 2 * time.Second
 
 // Tick tells the time of the clock by which leases are counted. That one only runs: unlike the wall clock, whose time events
-// bear, nobody sets it. [Engine.Hear], [Engine.HeardThrough], [Engine.Silent], [Engine.Grace] and [Engine.Overdue] are given
-// its time, [Engine.NextLapse] tells it. Without Tick both clocks are taken for the same.
+// bear, nobody sets it. [Engine.Hear], [Engine.HeardThrough], [Engine.Missed], [Engine.Silent], [Engine.Grace] and [Engine.Overdue] are
+// given its time, [Engine.NextLapse] tells it. Without Tick both clocks are taken for the same.
 func (e *Engine) Tick(now operation.Time) { e.ticked = now }
 
 // tick is the time of the leases' clock, wall that of the other one.
@@ -163,6 +163,18 @@ func (s *session) overtaken() { s.limit = max(1, s.limit/2) }
 // HeardThrough says that every heartbeat which the log held at t was given to Hear. Silence counts only up to there: a
 // scheduler that was frozen, or reads late, must not take its own deafness for a worker's silence.
 func (e *Engine) HeardThrough(t operation.Time) { e.heard = t }
+
+// Missed says that the log has lost heartbeats, sent at t or before, which nobody has given to Hear. Each session may have sent
+// the last of them, and is granted a lease from then on.
+func (e *Engine) Missed(t operation.Time) {
+	for _, s := range e.roster {
+		lease := s.lease
+		if lease == 0 { // not heard of yet
+			lease = e.cfg.Lease
+		}
+		s.deadline = max(s.deadline, t.Add(lease))
+	}
+}
 
 // Silent says whether a session's lease has run out by now without its silence being certain: the caller is to read the
 // heartbeats up to the log's end as of now, and to say so with [Engine.HeardThrough].
