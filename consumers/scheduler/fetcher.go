@@ -47,6 +47,7 @@ type fetcher struct {
 	actors   map[int32]*actor
 	last     map[operation.SessionID]heard
 	sessions int64          // next offset of the heartbeats
+	recent   int64          // heartbeats before this offset had been sent long before this process began
 	missed   operation.Time // the log had lost heartbeats before they were read, the last of them no later than this
 	asked    []audit
 	asking   bool
@@ -59,17 +60,27 @@ type audit struct {
 }
 
 func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticker, hear func(heard)) (*fetcher, error) {
-	// Heartbeats of one lease back are enough: whoever has sent none since is silent.
 	topic := cfg.Topics.Sessions()
 	since := cfg.Now().Add(-max(cfg.Engine.Lease, 15*time.Second))
 	offsets, err := admin.ListOffsetsAfterMilli(ctx, since.UnixMilli(), topic)
 	if err != nil {
 		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
 	}
-	from, ok := offsets.Lookup(topic, 0)
-	if !ok || from.Err != nil {
-		return nil, fmt.Errorf("offsets of %s: %w", topic, from.Err)
+	ends, err := admin.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("end of %s: %w", topic, err)
 	}
+	starts, err := admin.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("beginning of %s: %w", topic, err)
+	}
+	recent, ok := offsets.Lookup(topic, 0)
+	end, ok2 := ends.Lookup(topic, 0)
+	start, ok3 := starts.Lookup(topic, 0)
+	if err := errors.Join(recent.Err, end.Err, start.Err); err != nil || !ok || !ok2 || !ok3 {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	}
+	from := min(recent.Offset, max(start.Offset, end.Offset-lookBack))
 	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20), kgo.KeepControlRecords())
 	// A caller may request within a transaction of Kafka's, and what it takes back was never asked for. The records that end
 	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet, and
@@ -78,13 +89,13 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from.Offset)}}))...)
+	pulse, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from)}}))...)
 	if err != nil {
 		client.Close()
 		return nil, err
 	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched", "topic"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from.Offset,
+		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched", "topic"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from, recent: recent.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
 	}, nil
 }
@@ -154,6 +165,11 @@ func (f *fetcher) complain(fetches kgo.Fetches) {
 	}
 }
 
+// lookBack is how many heartbeats a scheduler reads that were sent before it began. Those of the last seconds tell who lives. Older ones
+// tell the leases of sessions that hold attempts and have not been heard since, which may be longer than Config.Engine.Lease:
+// whoever sent them may come back within his own, and gets nothing new before he does.
+const lookBack = 10_000
+
 // leaseMax is the longest lease that a session may ask for.
 const leaseMax = time.Hour
 
@@ -178,7 +194,7 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 		}
 		h := heard{at: now, offset: rec.Offset, beat: partition.Heartbeat{
 			Session: hb.Session, Pool: hb.Pool, Types: hb.Types, Room: int(hb.Slots) + int(hb.Queue), Inbox: hb.Inbox,
-			Lease: hb.Lease, Draining: hb.State == schemas.SessionDraining, Ended: hb.State == schemas.SessionEnded,
+			Lease: hb.Lease, Draining: hb.State == schemas.SessionDraining || rec.Offset < f.recent, Ended: hb.State == schemas.SessionEnded,
 		}}
 		// A farewell is kept, too: an actor that begins later must not wait for the session's lease.
 		f.last[hb.Session] = h
@@ -196,6 +212,9 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 func (f *fetcher) miss(offset int64, now operation.Time) {
 	f.log.Warn("heartbeats were gone before they were read: every session counts as heard of now; check the retention of the topic if nobody has trimmed it",
 		"topic", f.cfg.Topics.Sessions(), "expected", f.sessions, "found", offset)
+	if offset < f.sessions {
+		f.recent = 0 // it was made anew
+	}
 	f.sessions, f.missed = offset, now
 	for id, h := range f.last {
 		h.at = now

@@ -15,6 +15,7 @@ import (
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // said collects what a scheduler logs.
@@ -76,7 +77,7 @@ func TestHeartbeatsThatAreGoneAreNotSilence(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				s := newSession(t, on, operation.SessionID(c.name))
-				cfg := (&Config{Client: on.client, Topics: on.topics, Owner: "one"}).withDefaults()
+				cfg := Config{Client: on.client, Topics: on.topics, Owner: "one"}.withDefaults()
 				clock := ticker{time.Now()}
 				f, err := newFetcher(t.Context(), cfg, kadm.NewClient(s.client), clock, func(heard) {})
 				if err != nil {
@@ -111,6 +112,43 @@ func TestHeartbeatsThatAreGoneAreNotSilence(t *testing.T) {
 					return
 				}
 			})
+		}
+	})
+}
+
+// A session may have been silent for longer than a scheduler's own lease when that begins, and still be within its own.
+func TestASchedulerThatBeginsLearnsOfOlderLeases(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		client, err := kgo.NewClient(on.client...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(client.Close)
+		beat := func() {
+			rec := schemas.EncodeHeartbeat(on.topics, &schemas.Heartbeat{Session: "long", Types: []string{"noop"}, Slots: 1, Lease: 10 * time.Minute})
+			if err := client.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		beat()
+		cfg := Config{Client: on.client, Topics: on.topics, Owner: "one", Engine: partition.Config{Lease: time.Second}}.withDefaults()
+		cfg.Now = func() time.Time { return time.Now().Add(time.Minute) } // it begins a minute later
+		said := make(chan heard, 10)
+		f, err := newFetcher(t.Context(), cfg, kadm.NewClient(client), ticker{time.Now()}, func(h heard) { said <- h })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { f.run(ctx) })
+		if h := <-said; h.beat.Session != "long" || h.beat.Lease != 10*time.Minute || !h.beat.Draining {
+			t.Errorf("expected the session with its own lease, and nothing new for it before it is heard again, but got %+v", h.beat)
+		}
+		beat()
+		if h := <-said; h.beat.Session != "long" || h.beat.Draining {
+			t.Errorf("expected the session to live, but got %+v", h.beat)
 		}
 	})
 }

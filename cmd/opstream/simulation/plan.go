@@ -29,6 +29,7 @@ type Plan struct {
 	Faulty time.Duration // length of the phase with commands and faults
 
 	Lease, TimeLimit, CheckpointEvery time.Duration
+	WorkerLease                       time.Duration // may be longer than the schedulers'
 	CheckpointEvents                  int
 	Slots, FailedMax                  int
 	InFlightMax, QueueMax             int
@@ -190,6 +191,11 @@ func NewPlan(seed uint64, clocks bool) *Plan {
 	p.commands()
 	p.reads()
 	p.faults()
+	p.WorkerLease = p.Lease
+	// Whoever begins when the broker has forgotten all heartbeats cannot know of longer leases than his own.
+	if !slices.ContainsFunc(p.Faults, func(f faultPlan) bool { return f.kind == trim && f.topic == "sessions" }) {
+		p.WorkerLease *= pick[time.Duration](chance(seed, "lease"), 1, 1, 2, 4)
+	}
 	if !clocks {
 		clear(p.Skews)
 		p.Faults = slices.DeleteFunc(p.Faults, func(f faultPlan) bool { return f.kind == clockJump })

@@ -46,8 +46,8 @@ type Stats struct {
 // Write shows the history, one line an event.
 func (r *Result) Write(out io.Writer) {
 	p := r.Plan
-	fmt.Fprintf(out, "seed %d: %d partitions, %d inboxes, %d schedulers, %d workers with %d slots, %d projectors, %d clients, lease %s, time limit %s\n",
-		p.Seed, p.Partitions, p.Inboxes, p.Schedulers, p.Workers, p.Slots, p.Projectors, p.Clients, p.Lease, p.TimeLimit)
+	fmt.Fprintf(out, "seed %d: %d partitions, %d inboxes, %d schedulers, %d workers with %d slots, %d projectors, %d clients, lease %s (workers' %s), time limit %s\n",
+		p.Seed, p.Partitions, p.Inboxes, p.Schedulers, p.Workers, p.Slots, p.Projectors, p.Clients, p.Lease, p.WorkerLease, p.TimeLimit)
 	r.history.write(out)
 }
 

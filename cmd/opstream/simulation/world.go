@@ -377,7 +377,7 @@ func (w *world) worker(i int) func(context.Context, *life) error {
 		p := w.plan
 		wk, err := worker.New(worker.Config{
 			Brokers: []string{address}, Opts: w.options(l.host), Topics: w.topics, Handlers: handlers, Slots: p.Slots,
-			Lease: p.Lease, TimeLimit: p.TimeLimit, ReturnGrace: returnGrace, StopGrace: time.Second, FlushLimit: time.Second,
+			Lease: p.WorkerLease, TimeLimit: p.TimeLimit, ReturnGrace: returnGrace, StopGrace: time.Second, FlushLimit: time.Second,
 			Logger: log, Now: l.part.clock.now,
 		})
 		if err != nil {
