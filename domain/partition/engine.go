@@ -516,7 +516,7 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 	if o == nil {
 		return // of an operation that this engine does not know: the journal was cut, or the event is not one of ours
 	}
-	before := o.state.Status
+	before, held := o.state.Status, o.state.Session
 	up, blocked := o.state.BlockedBy, o.state.Blocked
 	o.state.Apply(ev, place)
 	e.weigh(o)
@@ -525,7 +525,7 @@ func (e *Engine) apply(ev *operation.Event, o *op) {
 		o.changed = int32(len(e.changed))
 	}
 	e.blocked(o, up, blocked)
-	e.index(o, ev, before)
+	e.index(o, ev, before, held)
 }
 
 // asked returns the command that led to an event with a CommandID.
@@ -555,12 +555,13 @@ func asked(ev *operation.Event) operation.CommandKind {
 }
 
 // index keeps queues, timers, chains and sessions in step with a change of o.
-func (e *Engine) index(o *op, ev *operation.Event, before operation.Status) {
+func (e *Engine) index(o *op, ev *operation.Event, before operation.Status, held operation.SessionID) {
 	s := &o.state
-	if before.Locked() != s.Status.Locked() {
-		if before.Locked() {
-			e.closeAttempt(o, ev.Kind)
-		} else {
+	if was, is := before.Locked(), s.Status.Locked(); was != is || was && held != s.Session {
+		if was {
+			e.closeAttempt(o, held, ev.Kind)
+		}
+		if is {
 			e.openAttempt(o, ev.At)
 		}
 	}

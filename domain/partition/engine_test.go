@@ -85,6 +85,29 @@ func TestRetriedUnknown(t *testing.T) {
 	}
 }
 
+// A journal that no engine has written may dispatch what is dispatched.
+func TestAnAttemptThatIsDispatchedAgainLeavesItsSession(t *testing.T) {
+	e := partition.New(testConfig())
+	events := []operation.Event{
+		{Kind: operation.Requested, Request: request("contoso", "a", "mail", "", operation.UpstreamRelease, 4, 0)},
+		{Kind: operation.Dispatched, Attempt: 1, Session: "v"},
+		{Kind: operation.Dispatched, Attempt: 2, Session: "w"},
+		{Kind: operation.Succeeded, Attempt: 2, Session: "w"},
+	}
+	for i := range events {
+		ev := &events[i]
+		ev.Org, ev.ID, ev.At = "contoso", "a", t0
+		e.Replay(ev, operation.Place(i))
+	}
+	e.Recovered()
+	e.Grace(t0)
+	e.HeardThrough(t0.Add(time.Hour))
+	e.Settle(operation.Cause{Topic: "clock"}, t0.Add(time.Hour))
+	if events := e.Take(); len(events) != 0 || e.Live() != 0 {
+		t.Errorf("expected nothing to be left to lose, but %d are live and it decided %+v", e.Live(), events)
+	}
+}
+
 // TestEventsOutliveTheStep holds the events of one step against a copy after the engine has gone on, as far as they promise.
 func TestEventsOutliveTheStep(t *testing.T) {
 	e := partition.New(testConfig())

@@ -138,9 +138,9 @@ func (e *Engine) openAttempt(o *op, at operation.Time) {
 	o.sentAt = e.tick(at)
 }
 
-// closeAttempt takes o from its session.
-func (e *Engine) closeAttempt(o *op, why operation.EventKind) {
-	s := e.sessions[o.state.Session]
+// closeAttempt takes o from the session that held it.
+func (e *Engine) closeAttempt(o *op, held operation.SessionID, why operation.EventKind) {
+	s := e.sessions[held]
 	if s == nil || o.openAt == 0 {
 		return
 	}
