@@ -90,11 +90,12 @@ and so does a folder whose log is damaged, which stays as it is.`,
 			if data != "" && !kafka.given("brokers") {
 				// The folder's own journal, when the service does not run: the default broker may be another one's.
 				broker, err := openStopped(ctx, data)
-				var damaged *embedded.DamagedError
-				if errors.As(err, &damaged) {
+				var held *embedded.HeldError
+				switch {
+				case errors.Is(err, fs.ErrNotExist) || errors.As(err, &held):
+				case err != nil:
 					return unverified(cmd, output, err)
-				}
-				if err == nil {
+				default:
 					defer func() { _ = broker.Close() }() // nothing was written
 					kafka.brokers, security = broker.Addrs(), nil
 				}
