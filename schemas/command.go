@@ -152,6 +152,7 @@ func parseCommand(kind operation.CommandKind, value []byte, id string) (operatio
 func (a *attributes) structured(value []byte) (data []byte, err *DecodeError) {
 	r := newReader(value, MaxRequestBytes)
 	r.deepest++ // the limit is the request's, and that is the next level
+	datas := 0
 	for o := r.object(); r.next(o); {
 		name := string(r.name)
 		if name != "data" && r.peek() == 'n' { // null is how CloudEvents may write an attribute that is not set
@@ -161,7 +162,9 @@ func (a *attributes) structured(value []byte) (data []byte, err *DecodeError) {
 		switch name {
 		case "data":
 			data = r.raw()
+			datas++
 		case "data_base64":
+			datas++
 			text := r.text()
 			decoded, err := base64.StdEncoding.DecodeString(string(text))
 			if err != nil && r.refusal == nil {
@@ -184,6 +187,9 @@ func (a *attributes) structured(value []byte) (data []byte, err *DecodeError) {
 	}
 	if err := r.end(); err != nil {
 		return nil, err
+	}
+	if datas > 1 {
+		return nil, &DecodeError{Code: InvalidAttributes, Field: "data_base64", Reason: "expected data or data_base64, but got both"}
 	}
 	if r.refusal != nil {
 		return nil, &DecodeError{Code: InvalidAttributes, Field: r.refusal.Field, Reason: r.refusal.Reason}

@@ -451,6 +451,8 @@ func TestStructuredMode(t *testing.T) {
 		{`{"specversion":null,` + attributes[20:] + `"data":` + request + `}`, "undecodable missing_header ce_specversion"},
 		{`{` + attributes + `"subject":nul,"data":` + request + `}`, "undecodable malformed_json subject"},
 		{`{` + attributes + `"data_base64":"***"}`, "undecodable invalid_attributes data_base64"},
+		{`{` + attributes + `"data_base64":"e30=","data":` + request + `}`, "undecodable invalid_attributes data_base64"},
+		{`{` + attributes + `"data":` + request + `,"data_base64":"e30="}`, "undecodable invalid_attributes data_base64"},
 		{`{` + attributes + `"id":"x","data":` + request + `}`, "undecodable duplicate_field id"},
 		{`{` + attributes + `"x":1,"x":2,"data":` + request + `}`, "undecodable duplicate_field x"},
 		{`{` + attributes + `"data":` + request, "undecodable malformed_json data"},

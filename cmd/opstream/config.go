@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/opstream/opstream/domain/optype"
 	"github.com/opstream/opstream/internal/bearer"
 	"github.com/opstream/opstream/internal/settings"
 	"github.com/opstream/opstream/projections/cockroach"
@@ -36,7 +37,7 @@ func optionTable() settings.Table {
 		{Name: "create-topics", Kind: settings.Switch, Default: "false", Help: "create the topics that are missing"},
 		{Name: "partitions", Kind: settings.Number, Default: fmt.Sprint(schemas.DefaultPartitions), Help: fmt.Sprintf("partitions of topics that are created (embedded broker: of a new data folder, %d unless given)", devPartitions), Check: atLeastOne},
 		{Name: "log", Default: "info", Help: "debug, info, warn or error", Check: oneOf("debug", "info", "warn", "error")},
-		{Name: "ops-listen", Help: "address for /livez, /readyz and /metrics, such as 0.0.0.0:9600; empty for none"},
+		{Name: "ops-listen", Help: "address for /livez, /readyz and /metrics, such as 0.0.0.0:9600; empty for none", Check: emptyOr(listenAddress)},
 
 		{Name: "kafka-tls", Kind: settings.Switch, Default: "false", Help: "speak TLS with the brokers"},
 		{Name: "kafka-tls-ca", Help: "PEM file of the authorities that sign the brokers' certificates (default: the system's)"},
@@ -54,17 +55,17 @@ func optionTable() settings.Table {
 		{Name: "kafka-sasl-scope", Help: "OAUTHBEARER: scope to ask the token endpoint for"},
 
 		{Name: "data", Roles: broker, Help: "folder for the log; created when missing"},
-		{Name: "kafka", Default: defaultBroker, Roles: broker, Help: "loopback address at which the broker speaks Kafka's protocol"},
+		{Name: "kafka", Default: defaultBroker, Roles: broker, Help: "loopback address at which the broker speaks Kafka's protocol", Check: listenAddress},
 		{Name: "sync", Kind: settings.Switch, Default: "false", Roles: []string{roleBroker, roleProjector}, Help: "write every append through to the disk: survives a power cut, costs speed"},
 		{Name: "database", Kind: settings.Address, Roles: []string{roleProjector, roleAPI}, Help: "SQLite file or URL (postgres://…, cockroach://…) of the tables; empty keeps them in memory, or in --data"},
-		{Name: "listen", Default: defaultListen, Roles: api, Help: "address of the API and its page"},
+		{Name: "listen", Default: defaultListen, Roles: api, Help: "address of the API and its page", Check: listenAddress},
 		{Name: "tls-cert", Roles: api, Help: "PEM file of the API's certificate; the API then speaks https"},
 		{Name: "tls-key", Roles: api, Help: "PEM file of the key of the API's certificate"},
-		{Name: "noop", Kind: settings.List, Roles: worker, Help: "more operation types that the handler noop serves"},
+		{Name: "noop", Kind: settings.List, Roles: worker, Help: "more operation types that the handler noop serves", Check: typeName},
 		{Name: "webhook-private", Kind: settings.Switch, Default: "false", Roles: worker, Help: "let webhooks call private addresses and plain http"},
 		{Name: "slots", Kind: settings.Number, Default: "64", Roles: worker, Help: "handlers that run at once", Check: atLeastOne},
-		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: positive},
-		{Name: "takeover", Kind: settings.Duration, Default: "3s", Roles: []string{roleScheduler}, Help: "a scheduler that is silent for longer loses its partitions; Kafka's group.min.session.timeout.ms must allow it, or it is doubled", Check: positive},
+		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: longEnough},
+		{Name: "takeover", Kind: settings.Duration, Default: "3s", Roles: []string{roleScheduler}, Help: "a scheduler that is silent for longer loses its partitions; Kafka's group.min.session.timeout.ms must allow it, or it is doubled", Check: longEnough},
 		{Name: "backlog-max", Kind: settings.Number, Default: "50000", Roles: []string{roleScheduler}, Help: "ready operations of a partition above which requests wait on the log", Check: atLeastOne},
 		{Name: "live-max", Kind: settings.Number, Default: "1000000", Roles: []string{roleScheduler}, Help: "operations of a partition that have not ended, above which requests are refused", Check: atLeastOne},
 
@@ -128,9 +129,31 @@ func topicPrefix(text string) error {
 // maxPrefix leaves room for the names of topics, which have at most 249 characters.
 const maxPrefix = 200
 
-func positive(text string) error {
-	if d, err := time.ParseDuration(text); err != nil || d <= 0 {
-		return fmt.Errorf("expected a duration above 0, but got %q", text)
+// shortest is what a lease may be. In less, a heartbeat does not come around: workers would begin one session after the other.
+const shortest = 100 * time.Millisecond
+
+func longEnough(text string) error {
+	if d, err := time.ParseDuration(text); err != nil || d < shortest {
+		return fmt.Errorf("expected a duration of at least %s, but got %q", shortest, text)
+	}
+	return nil
+}
+
+// listenAddress checks what can be listened at: a port, and an address before it unless it is every one of the host.
+func listenAddress(text string) error {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return fmt.Errorf("expected an address and a port to listen at, such as %s, but got %q", defaultListen, text)
+	}
+	return nil
+}
+
+func typeName(text string) error {
+	if !optype.ValidName(text) {
+		return fmt.Errorf("expected names of operation types, such as bulk-email, but got %q, which no operation can have", text)
 	}
 	return nil
 }
@@ -299,6 +322,7 @@ func checkAddress(text string) error {
 		if strings.Count(rest, "@") > 1 {
 			return errors.New("expected one @ before the host, but there are more; write one that belongs to the user or the password as %40")
 		}
+		return cockroach.CheckURL(text)
 	case isURL:
 		return errors.New("expected the URL of a database to begin with postgres:// or cockroach://, but it begins with something else")
 	case optionTable().Find("database").Shown([]string{text}) != text:

@@ -116,6 +116,15 @@ func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
 	run(t, "", "config", "check", "--kafka-sasl-mechanism", "SCRAM-SHA-512", "--kafka-sasl-user", "u", "--kafka-sasl-password", "file:none").expect(t, exitUsage, "kafka-sasl-password", "none")
 	run(t, "", "config", "check", "--roles", "worker", "--data", "x").expect(t, exitUsage, "expected the role broker with --data")
 	run(t, "", "config", "check", "--database", "file:none.db").expect(t, exitUsage, "database (flag --database)", "a SQLite file is named without file:")
+	for option, values := range map[string][]string{
+		"listen": {"nope", "", "127.0.0.1:99999"}, "ops-listen": {"9600"}, "kafka": {"127.0.0.1"}, "lease": {"15ms", "-15s"}, "takeover": {"1ns"},
+		"noop": {"Bulk Mail"}, "database": {"postgres://u@host:port/db", "postgres://u@host/db?sslmode=maybe"},
+	} {
+		for _, value := range values {
+			run(t, "", "config", "check", "--"+option, value).expect(t, exitUsage, option)
+		}
+	}
+	run(t, "", "config", "check", "--listen", ":0", "--ops-listen", "[::1]:http", "--lease", "100ms").expect(t, exitOK, "in order")
 	run(t, "", "config", "print", "--output", "xml").expect(t, exitUsage, "table, json, yaml")
 
 	t.Setenv("OPSTREAM_SLOT", "1")

@@ -63,6 +63,9 @@ aside, why, and the topic, partition and offset at which it was found.`,
 			if count < 0 {
 				return usage("expected --lines to be 0 (all) or more, but got %d", count)
 			}
+			if err := needValues(cmd, "code", "topic", "since"); err != nil {
+				return err
+			}
 			var from time.Time
 			if since != "" {
 				at, err := parseSince(since, time.Now())

@@ -79,6 +79,9 @@ type selection struct {
 // open connects to the brokers and finds out what there is to read.
 func (f *journalFlags) open(cmd *cobra.Command) (*journal, *selection, error) {
 	ctx := cmd.Context()
+	if err := needValues(cmd, "organization", "id", "since"); err != nil {
+		return nil, nil, err
+	}
 	s := &selection{organization: f.organization, id: operation.ID(f.id), void: f.void, chain: f.withChain}
 	var positions api.Positions
 	var err error

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -414,4 +417,21 @@ func TestVerify(t *testing.T) {
 	j.forged(0, ends(operation.Succeeded, "contoso", "one"))
 	j.run("verify", "--database", path).expect(t, exitDiffers) // the tables do not have it, so it is not read
 	run(t, "", "verify", "--database", path, "--brokers", "127.0.0.1:1").expect(t, exitUnavailable)
+}
+
+// TestVerifySaysWhyAFolderCannotBeRead: the journal at the default broker is another one's, and says nothing about this folder's tables.
+func TestVerifySaysWhyAFolderCannotBeRead(t *testing.T) {
+	withoutOptions(t)
+	dir := t.TempDir()
+	for _, name := range []string{"log/topics.json", databaseFile} { // without VERSION
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, "", "verify", "--data", dir).expect(t, exitFailed, "VERSION", "backup")
+	var v verification
+	r := run(t, "", "verify", "--data", dir, "-o", "json")
+	if err := json.Unmarshal([]byte(r.out), &v); err != nil || v.Verified || !strings.Contains(v.Error, "VERSION") {
+		t.Errorf("expected an answer with the reason, but got %s (%v)", r, err)
+	}
 }

@@ -172,7 +172,7 @@ no more memory than one page.`,
 			if order != "newest" && order != "oldest" {
 				return usage("expected --order newest or oldest, but got %q", order)
 			}
-			if err := needValues(cmd, "organization", "token", "correlation-id"); err != nil {
+			if err := needValues(cmd, "organization", "token", "correlation-id", "status", "wait", "type"); err != nil {
 				return err
 			}
 			client, err := r.client(cmd)
@@ -260,7 +260,7 @@ const pageMax = 1000
 // needValues refuses filters that are given and empty: what a script's unset variable leaves would be the operations of all.
 func needValues(cmd *cobra.Command, flags ...string) error {
 	for _, name := range flags {
-		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+		if f := cmd.Flags().Lookup(name); f.Changed && (f.Value.String() == "" || f.Value.String() == "[]") { // the latter is a list's
 			return usage("expected --%s with a value, but it is empty; leave it out to see all", name)
 		}
 	}

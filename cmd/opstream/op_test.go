@@ -269,11 +269,13 @@ func TestNobodyAnswers(t *testing.T) {
 func TestWrongCommandLines(t *testing.T) {
 	for _, line := range []string{
 		"op frobnicate", "op get", "op get one", "op get one two -O o", "op list --limit 0", "op list --organization=", "op list --token=", "op list --correlation-id=", "op counts --organization=",
-		"op wait --organization=", "op list --order random", "op list --output yaml", "op submit",
+		"op wait --organization=", "op list --status=", "op list --wait=", "op list --type=",
+		"op list --order random", "op list --output yaml", "op submit",
 		"op submit --from /no/such/file", "op submit --from - --start-line 0", "op submit --from /", "op cancel", "op cancel one", "op cancel one two -O o --key k", "op cancel one -O o --wait 2h",
 		"op postpone one -O o", "op postpone one -O o --until yesterday", "op postpone one -O o --until +never", "op postpone one -O o --until +-3h",
 		"op retry one -O o --data /no/such/file", "op wait one", "op wait --timeout -1s", "op counts --server ftp://there", "op counts --server http://",
 		"journal frobnicate", "journal tail --from 3", "journal tail --from end --since 3m", "journal tail --since soon", "journal tail --lines -1",
+		"journal tail --organization=", "journal tail --id=", "journal export --organization=", "journal export --since=", "deadletter list --code=", "deadletter list --topic=", "deadletter list --since=",
 		"verify", "verify --data a --database b", "verify --data /no/such/folder", "verify --database /", "verify --database postgres://there:port/db",
 	} {
 		run(t, "no JSON", strings.Fields(line)...).expect(t, exitUsage, "opstream: ")

@@ -66,7 +66,8 @@ yet is reported as how far they are behind, not as a difference. With --data and
 
 The exit code is 6 when the tables are not what the journal says. They can then be thrown
 away and made again from it, unless the journal ends before them: then it has lost records,
-and the tables are what is left of those. A chain that is broken ends verify with exit code 1.`,
+and the tables are what is left of those. A chain that is broken ends verify with exit code 1,
+and so does a folder whose log is damaged, which stays as it is.`,
 		Example: `  opstream verify --data ./data
   opstream verify --brokers kafka-1:9092 --database ./tables.db --output json
   opstream verify --brokers kafka-1:9092 --database postgres://opstream@db/opstream`,
@@ -88,7 +89,13 @@ and the tables are what is left of those. A chain that is broken ends verify wit
 			}
 			if data != "" && !kafka.given("brokers") {
 				// The folder's own journal, when the service does not run: the default broker may be another one's.
-				if broker, err := openStopped(ctx, data); err == nil {
+				broker, err := openStopped(ctx, data)
+				var held *embedded.HeldError
+				switch {
+				case errors.Is(err, fs.ErrNotExist) || errors.As(err, &held):
+				case err != nil:
+					return unverified(cmd, output, err)
+				default:
 					defer func() { _ = broker.Close() }() // nothing was written
 					kafka.brokers, security = broker.Addrs(), nil
 				}
@@ -139,12 +146,22 @@ and the tables are what is left of those. A chain that is broken ends verify wit
 	return c
 }
 
+// unverified says that it could not be found out.
+func unverified(cmd *cobra.Command, output outputFlag, err error) error {
+	if output.json() {
+		if err := printJSON(cmd.OutOrStdout(), verification{Error: clean(err.Error())}); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
 // openStopped starts the broker of a data folder whose service does not run. It fails when it does.
 func openStopped(ctx context.Context, data string) (*embedded.Broker, error) {
 	if _, err := os.Stat(filepath.Join(data, "log")); err != nil {
 		return nil, fmt.Errorf("find the log in the data folder: %w", err)
 	}
-	return embedded.Open(ctx, embedded.Config{Dir: data, Logger: slog.New(slog.DiscardHandler)})
+	return embedded.Open(ctx, embedded.Config{Dir: data, Whole: true, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // tables finds the tables and returns how to open them. They must be there.

@@ -2,6 +2,7 @@ package operation
 
 import (
 	"math"
+	"strconv"
 	"time"
 
 	"github.com/opstream/opstream/domain/retry"
@@ -78,7 +79,16 @@ const (
 
 var statusNames = [...]string{"absent", "ready", "waiting", "dispatched", "running", "pausing", "canceling", "succeeded", "failed", "canceled", "deleted"}
 
-func (s Status) String() string { return statusNames[s] }
+func (s Status) String() string { return nameOf(statusNames[:], int(s)) }
+
+// nameOf also has a word for numbers that no value has: a table that somebody changed may hold any, and who compares it must be able
+// to say so.
+func nameOf(names []string, i int) string {
+	if i >= len(names) {
+		return "unknown " + strconv.Itoa(i)
+	}
+	return names[i]
+}
 
 // ParseStatus is the inverse of String.
 func ParseStatus(name string) (Status, bool) {
@@ -175,7 +185,7 @@ const (
 
 var waitNames = [...]string{"", "paused", "dependency", "event", "postponed", "retry", "resources", "recurrence", "limit", "service-paused"}
 
-func (w Wait) String() string { return waitNames[w] }
+func (w Wait) String() string { return nameOf(waitNames[:], int(w)) }
 
 // ParseWait is the inverse of String.
 func ParseWait(name string) (Wait, bool) {

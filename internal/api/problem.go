@@ -89,6 +89,8 @@ var kinds = table(
 		{TooManyListeners, 503, FaultService, true, "Too many clients listen for updates", "listen again after the time in Retry-After, or poll"},
 		{NotServing, 503, FaultService, true, "The process is not ready", "send requests to another process until this one is"},
 		{Internal, 500, FaultService, true, "The service failed", "send it again, with the same id; if it happens again, tell the operator the time and the path"},
+		// Also of package schemas, for a text that is no time.
+		{Code(operation.InvalidTime), 400, FaultCaller, false, "The time is none that can be waited for", "give a time in the future, as in RFC 3339; to run a postponed operation at once, resume it"},
 		{Refused, 409, FaultCaller, false, "The command was refused", "read the detail"},
 	},
 	rejections(map[operation.RejectionCode]int{
@@ -97,7 +99,6 @@ var kinds = table(
 		operation.WasDeleted: 410,
 
 		operation.PlatformJob: 403,
-		operation.InvalidTime: 400,
 
 		operation.KeyReused:        409,
 		operation.AlreadyDone:      409,
@@ -125,7 +126,6 @@ var titles = map[operation.RejectionCode]string{
 	operation.NotSuspended:     "The operation is not suspended",
 	operation.WaitsForUpstream: "An earlier operation of the same dependency token has not ended",
 	operation.IsCanceling:      "The operation is being canceled",
-	operation.InvalidTime:      "The time is not in the future",
 	operation.NotFailed:        "The operation has not failed",
 	operation.NotCompleted:     "The operation has not ended",
 	operation.PlatformJob:      "The operation belongs to the platform",

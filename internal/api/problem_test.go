@@ -12,7 +12,10 @@ import (
 )
 
 func TestTheTableOfProblemsIsComplete(t *testing.T) {
-	for code := range operation.Reasons {
+	for code, reason := range operation.Reasons {
+		if !strings.Contains(reason, "; ") {
+			t.Errorf("%s: expected what is wrong, a semicolon, and what to do, but got %q", code, reason)
+		}
 		k, ok := api.KindOf(api.Code(code))
 		if !ok || k.Title == "" {
 			t.Errorf("expected a line with a title for the rejection %s, but got %+v", code, k)
@@ -35,6 +38,14 @@ func TestTheTableOfProblemsIsComplete(t *testing.T) {
 		if (k.Status >= 500 || k.Status == 429) != (k.Fault == api.FaultService) {
 			t.Errorf("%s: expected status %d to go with the fault of the service, or not, but the fault is %s", k.Code, k.Status, k.Fault)
 		}
+	}
+}
+
+// Two packages have this code: a past time that is postponed to, and a text that is no time at all.
+func TestTheAdviceForAnInvalidTimeHoldsForBoth(t *testing.T) {
+	k, _ := api.KindOf(api.Code(schemas.InvalidTime))
+	if !strings.Contains(k.Next, "RFC 3339") || !strings.Contains(k.Next, "resume") {
+		t.Errorf("expected advice about the form of the time, and about one that is past, but got %q", k.Next)
 	}
 }
 

@@ -45,6 +45,14 @@ func (d *directory) check() error {
 		"in use: the broker can keep nothing any more; put the directory or a backup of it back, and start again", d.path)
 }
 
+// HeldError says that a broker has the directory open already.
+type HeldError struct{ Dir, Holder string }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("embedded broker: expected to have the data directory %s alone, but %s holds it: stop that process and "+
+		"wait until it has ended, or use another data directory", e.Dir, e.Holder)
+}
+
 func openDirectory(dir string) (*directory, error) {
 	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
 		return nil, fmt.Errorf("embedded broker: expected %s to be a directory, but it is a file: name a directory for the data, "+
@@ -130,8 +138,7 @@ func holdLock(dir string, lock *os.File) error {
 				holder += " (this one)"
 			}
 		}
-		return fmt.Errorf("embedded broker: expected to have the data directory %s alone, but %s holds it: stop that process and "+
-			"wait until it has ended, or use another data directory", dir, holder)
+		return &HeldError{dir, holder}
 	}
 	if err := lock.Truncate(0); err != nil {
 		return unwritable(dir, err)

@@ -25,6 +25,7 @@
 //	DIR/lock      held while a broker has the directory open; its text is the holder's process id
 //	DIR/VERSION   the number of the format, [FormatVersion]
 //	DIR/log/      kfake's own files
+//	DIR/damaged/  copies of segments that were damaged when the log was opened; nothing reads them
 //
 // A backup is a copy of DIR made while no broker has it open.
 package embedded

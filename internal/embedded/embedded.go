@@ -35,6 +35,9 @@ type Config struct {
 	// Addr is where to listen, always on 127.0.0.1. A port that is given is kept over restarts, so that clients find the broker
 	// again; port 0 takes a free one. Default: 127.0.0.1:0.
 	Addr string
+	// Whole refuses a log with damaged segments, with a [DamagedError], and leaves it as it is. Default: false, the damaged segments are
+	// kept as they are in DIR/damaged, an error is logged, and the log goes on without what stands behind the damage.
+	Whole bool
 	// Sync has every batch written through to the disk before it is acknowledged, at a fraction of the speed. Default: false.
 	Sync bool
 	// Topics that are created when they are missing. Default: none.
@@ -158,6 +161,9 @@ func Open(ctx context.Context, config Config) (*Broker, error) {
 			return nil, err
 		}
 		b.dir = dir
+		if err := config.keepDamaged(); err != nil {
+			return nil, err
+		}
 	}
 
 	ready := make(chan struct{})

@@ -95,13 +95,9 @@ var schemes = map[string]bool{"postgres": true, "postgresql": true, "cockroach":
 // the size of the pool are parameters of the URL (sslmode, sslrootcert, connect_timeout, pool_max_conns); others are set for the
 // sessions, such as default_transaction_isolation.
 func Open(address string, opts Options) (*Store, error) {
-	if !IsURL(address) {
-		return nil, errors.New("expected the URL of a database, postgres://USER@HOST:PORT/DATABASE or cockroach://USER@HOST:PORT/DATABASE, but got something else")
-	}
-	_, rest, _ := strings.Cut(address, "://")
-	config, err := pgxpool.ParseConfig("postgresql://" + rest)
+	config, rest, err := parse(address)
 	if err != nil {
-		return nil, fmt.Errorf("read the URL of the database: %w", err) // the driver leaves out the password
+		return nil, err
 	}
 	opts = opts.withDefaults()
 	switch {
@@ -134,6 +130,23 @@ func Open(address string, opts Options) (*Store, error) {
 	}
 	s.finding <- &failure{}
 	return s, nil
+}
+
+// CheckURL says what is wrong with a URL, and with the files that it names, as [Open] would.
+func CheckURL(address string) error {
+	_, _, err := parse(address)
+	return err
+}
+
+func parse(address string) (config *pgxpool.Config, rest string, err error) {
+	if !IsURL(address) {
+		return nil, "", errors.New("expected the URL of a database, postgres://USER@HOST:PORT/DATABASE or cockroach://USER@HOST:PORT/DATABASE, but got something else")
+	}
+	_, rest, _ = strings.Cut(address, "://")
+	if config, err = pgxpool.ParseConfig("postgresql://" + rest); err != nil {
+		return nil, "", fmt.Errorf("read the URL of the database: %w", err) // the driver leaves out the password
+	}
+	return config, rest, nil
 }
 
 // prepare sets what a new session needs.
