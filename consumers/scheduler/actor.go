@@ -287,12 +287,12 @@ func (a *actor) takeBeats(t operation.Time, cause *operation.Cause) {
 	through, missed := a.heard, a.missed
 	a.missed = 0
 	a.mu.Unlock()
-	if missed != 0 {
-		a.engine.Missed(missed)
-	}
 	for i := range beats {
 		a.engine.Hear(&beats[i].beat, beats[i].at)
 		*cause = operation.Cause{Topic: schemas.TopicSessions, Offset: beats[i].offset}
+	}
+	if missed != 0 { // after those that were heard before it, which may have waited for long
+		a.engine.Missed(missed)
 	}
 	// Only after the heartbeats themselves, which were queued before it.
 	a.engine.HeardThrough(min(through, t))

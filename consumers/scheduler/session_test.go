@@ -164,3 +164,19 @@ func (s *session) trim() {
 		s.t.Fatal(err)
 	}
 }
+
+// What an actor was told before the log lost heartbeats, and looks at afterwards, takes nothing from what is granted for these.
+func TestOlderHeartbeatsDoNotShortenWhatIsGranted(t *testing.T) {
+	now := operation.Time(time.Hour / time.Microsecond)
+	a := &actor{wake: make(chan struct{}, 1), engine: partition.New(partition.Config{Lease: 15 * time.Second, Partitions: 1})}
+	a.hear(heard{beat: partition.Heartbeat{Session: "w", Types: []string{"noop"}, Room: 1, Lease: 15 * time.Second}, at: now})
+	missed := now.Add(time.Minute)
+	a.miss(missed)
+	a.heardThrough(missed)
+	var cause operation.Cause
+	a.takeBeats(missed, &cause)
+	a.engine.Settle(cause, missed)
+	if !a.engine.Served("noop") {
+		t.Error("expected the session to live until one lease after heartbeats were missed, but it is lost")
+	}
+}
