@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -60,6 +62,9 @@ func (s *Scheduler) hearTold() func(*kgo.Record, error) {
 	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic")
 	return func(rec *kgo.Record, err error) {
 		if err != nil && s.ctx.Err() == nil {
+			if kafka := (*kerr.Error)(nil); !errors.As(err, &kafka) {
+				s.out.ForceMetadataRefresh() // of inboxes that were added the client hears after minutes else
+			}
 			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", kafkaclient.Explain(err)))
 		}
 	}

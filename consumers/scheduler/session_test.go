@@ -165,6 +165,36 @@ func (s *session) trim() {
 	}
 }
 
+// Inboxes may be added at any time, and whoever reads one gets its work at once.
+func TestInboxesMayGrow(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		start(t, on, "one", func(c *Config) {
+			c.Engine.ResendAfter = 200 * time.Millisecond
+			c.CheckpointEvery = time.Hour // the first one has the client ask for all topics
+		})
+		j := watch(t, on)
+		work := func(w *session, op string) {
+			ctx, stop := context.WithCancel(t.Context())
+			var serving sync.WaitGroup
+			serving.Go(func() { w.serve(ctx, succeed) })
+			produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", op, "")))
+			j.until(func() bool {
+				s := j.states[partition.Ref{Org: "org", ID: operation.ID(op)}]
+				return s != nil && s.Status.Terminal()
+			})
+			stop()
+			serving.Wait()
+			w.beat(schemas.SessionEnded)
+		}
+		old := newSession(t, on, "old")
+		work(old, "a") // from then on the scheduler knows the inboxes that there are
+		if _, err := kadm.NewClient(old.client).UpdatePartitions(t.Context(), 3, on.topics.Inboxes()); err != nil {
+			t.Fatal(err)
+		}
+		work(sessionAt(t, on, "new", 2), "b")
+	})
+}
+
 // What an actor was told before the log lost heartbeats, and looks at afterwards, takes nothing from what is granted for these.
 func TestOlderHeartbeatsDoNotShortenWhatIsGranted(t *testing.T) {
 	now := operation.Time(time.Hour / time.Microsecond)
