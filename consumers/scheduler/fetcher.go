@@ -53,10 +53,11 @@ type fetcher struct {
 	asking   bool
 }
 
-// audit is the question whether all heartbeats up to an offset, the log's end at a time, were heard.
+// audit is the question whether everything was read up to an offset, the log's end at a time.
 type audit struct {
-	end int64
-	at  operation.Time
+	end     int64
+	at      operation.Time
+	reports map[int32]int64 // of heartbeats: the ends of the reports at the same time, as far as they are known
 }
 
 func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticker, hear func(heard)) (*fetcher, error) {
@@ -133,9 +134,9 @@ func (f *fetcher) run(ctx context.Context) {
 				return
 			}
 			if a := f.actors[p.Partition]; a != nil {
-				beyond := max(p.HighWatermark-p.Records[len(p.Records)-1].Offset-1, 0)
+				next := p.Records[len(p.Records)-1].Offset + 1
 				records := slices.DeleteFunc(p.Records, func(rec *kgo.Record) bool { return rec.Attrs.IsControl() })
-				if a.give(p.Topic, records, beyond) {
+				if a.give(p.Topic, records, next, max(p.HighWatermark-next, 0)) {
 					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
 				}
 			}
@@ -230,6 +231,9 @@ func (f *fetcher) begin(a *actor, pos partition.Positions) {
 	f.do(func() {
 		f.forget(a.p)
 		f.actors[a.p] = a
+		a.mu.Lock()
+		a.fetched = pos.Reports
+		a.mu.Unlock()
 		for _, h := range f.last {
 			a.hear(h)
 		}
@@ -294,6 +298,7 @@ func (f *fetcher) askSilence(ctx context.Context) {
 			start, ok := starts.Lookup(topic, 0)
 			end, ok2 := ends.Lookup(topic, 0)
 			err = errors.Join(err, err2, start.Err, end.Err)
+			reports := f.reportsEnd(ctx)
 			f.do(func() {
 				f.asking = false
 				if err != nil || !ok || !ok2 {
@@ -303,16 +308,37 @@ func (f *fetcher) askSilence(ctx context.Context) {
 				if start.Offset > f.sessions || end.Offset < known && known <= f.sessions {
 					f.miss(start.Offset, f.ticks.now())
 				}
-				f.asked = append(f.asked, audit{end.Offset, at})
+				f.asked = append(f.asked, audit{end.Offset, at, reports})
 			})
 		}()
 	})
 }
 
+// reportsEnd finds out where the reports end that can be read, as far as brokers say so: of a partition that none answers for it is not
+// known what was reported.
+func (f *fetcher) reportsEnd(ctx context.Context) map[int32]int64 {
+	topic, ends := f.cfg.Topics.Reports(), map[int32]int64{}
+	// What a partition lacks shows at that partition.
+	starts, _ := f.admin.ListStartOffsets(ctx, topic)
+	committed, _ := f.admin.ListCommittedOffsets(ctx, topic)
+	for p, end := range committed[topic] {
+		switch start, ok := starts.Lookup(topic, p); {
+		case !ok || start.Err != nil || end.Err != nil:
+		case start.Offset == end.Offset:
+			ends[p] = 0 // all that may be lacking is gone
+		default:
+			ends[p] = end.Offset
+		}
+	}
+	return ends
+}
+
 func (f *fetcher) settleAudits() {
 	for len(f.asked) > 0 && f.asked[0].end <= f.sessions {
-		for _, a := range f.actors {
-			a.heardThrough(f.asked[0].at)
+		for p, a := range f.actors {
+			if end, ok := f.asked[0].reports[p]; ok {
+				a.heardThrough(audit{end: end, at: f.asked[0].at})
+			}
 		}
 		f.asked = f.asked[1:]
 	}

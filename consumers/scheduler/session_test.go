@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,13 +96,13 @@ func TestHeartbeatsThatAreGoneAreNotSilence(t *testing.T) {
 				running.Go(func() { f.run(ctx) })
 
 				began := clock.now()
-				a := &actor{wake: make(chan struct{}, 1)}
+				a := &actor{wake: make(chan struct{}, 1), engine: partition.New(cfg.Engine)}
 				f.begin(a, partition.Positions{})
 				for {
 					f.askSilence(ctx)
 					<-a.wake
 					a.mu.Lock()
-					missed, through := a.missed, a.heard
+					missed, through := a.missed, a.audit.at
 					a.mu.Unlock()
 					if through < began {
 						continue
@@ -202,11 +203,62 @@ func TestOlderHeartbeatsDoNotShortenWhatIsGranted(t *testing.T) {
 	a.hear(heard{beat: partition.Heartbeat{Session: "w", Types: []string{"noop"}, Room: 1, Lease: 15 * time.Second}, at: now})
 	missed := now.Add(time.Minute)
 	a.miss(missed)
-	a.heardThrough(missed)
+	a.heardThrough(audit{at: missed})
 	var cause operation.Cause
 	a.takeBeats(missed, &cause)
 	a.engine.Settle(cause, missed)
 	if !a.engine.Served("noop") {
 		t.Error("expected the session to live until one lease after heartbeats were missed, but it is lost")
 	}
+}
+
+// A session that has said goodbye has reported all that it did not give back. A scheduler that reads the farewell first, because a
+// connection hangs or a leader is away, must not run again what was done.
+func TestReportsThatAreNotReadYetAreNotSilence(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "one", Engine: partition.Config{Lease: 3 * time.Second}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, s)
+		w := newSession(t, on, "w")
+		ctx, stop := context.WithCancel(t.Context())
+		reports := map[string][]int32{on.topics.Reports(): {0}}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			w.serve(ctx, func(*schemas.Item) *operation.Command {
+				s.fetch.client.PauseFetchPartitions(reports)
+				stop()
+				return succeed(nil)
+			})
+		})
+		j := watch(t, on)
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "a", "")))
+		serving.Wait()
+		if err := w.client.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.beat(schemas.SessionEnded)
+		lost := func() bool {
+			return slices.ContainsFunc(j.events, func(ev operation.Event) bool { return ev.Kind == operation.LeaseWasLost })
+		}
+		asked := make(chan bool)
+		for found := false; !found && !lost(); { // the silence is certain, but for what is not read
+			poll, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			j.client.PollFetches(poll).EachRecord(j.read)
+			stop()
+			s.fetch.do(func() {
+				a := s.fetch.actors[0]
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				asked <- a.audit.at != 0
+			})
+			found = <-asked
+		}
+		s.fetch.resume(0, true, false)
+		j.until(func() bool { return lost() || j.ended(1)() })
+		if lost() {
+			t.Error("expected the report to count, but the attempt was given up before it was read")
+		}
+	})
 }
