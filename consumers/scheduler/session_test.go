@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -13,10 +14,13 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // said collects what a scheduler logs.
@@ -261,4 +265,37 @@ func TestReportsThatAreNotReadYetAreNotSilence(t *testing.T) {
 			t.Error("expected the report to count, but the attempt was given up before it was read")
 		}
 	})
+}
+
+// An inbox whose leader takes nothing costs those who read it their work, and nobody else: what is offered again must not fill the
+// memory that all appends share.
+func TestAnInboxThatCannotBeWrittenHoldsUpNothingElse(t *testing.T) {
+	b := kafkatest.Memory(t)
+	b.Create(t, b.Topics().Specs(1, 2)...)
+	on := service{client: []kgo.Opt{kgo.SeedBrokers(b.Seeds...), kgo.MetadataMinAge(50 * time.Millisecond)}, topics: b.Topics()}
+	var log said
+	start(t, on, "one", func(c *Config) {
+		c.Engine.Lease, c.Engine.ResendAfter, c.UnackedBytes = time.Hour, 100*time.Millisecond, 512<<10
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	defer b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: on.topics.Inboxes(), Err: kerr.NotEnoughReplicas, Count: -1}).Remove()
+	w := newSession(t, on, "w")
+	j := watch(t, on)
+	seen := func(n int) func() bool {
+		return func() bool { w.beat(schemas.SessionRunning); return len(j.states) >= n }
+	}
+	const some = 50
+	var records []*kgo.Record
+	for i := range some {
+		q := request(t, "org", fmt.Sprint(i), "")
+		q.Data = []byte(`"` + strings.Repeat("x", 1<<10) + `"`)
+		q.Raw = schemas.AppendRequest(nil, q)
+		records = append(records, schemas.EncodeRequest(on.topics, q))
+	}
+	produce(t, on, records...)
+	j.until(seen(some))
+	for n := some + 1; !strings.Contains(log.String(), "the brokers do not take what workers are sent"); n++ {
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprint(n), "")))
+		j.until(seen(n))
+	}
 }

@@ -25,8 +25,9 @@ var memoryOnly = map[string]string{
 	"BenchmarkConsume": "measures the adapter",
 
 	// consumers/scheduler, producers/answers
-	"TestTopicsMayComeALittleLater":   "watches what the broker is asked",
-	"TestPartitionThatTheGroupForgot": "is about the members alone",
+	"TestTopicsMayComeALittleLater":                    "watches what the broker is asked",
+	"TestPartitionThatTheGroupForgot":                  "is about the members alone",
+	"TestAnInboxThatCannotBeWrittenHoldsUpNothingElse": "makes the broker refuse appends",
 
 	// consumers/worker
 	"TestStartIsAnnounced":                  "measures moments, in virtual time",
