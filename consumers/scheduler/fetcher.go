@@ -39,6 +39,8 @@ type fetcher struct {
 	ticks  ticker
 	hear   func(heard)
 
+	unread, tooLong *oftenlog.Warner // heartbeats that are passed over
+
 	mu    sync.Mutex
 	tasks []func()
 	kick  context.CancelFunc // ends the poll that is waiting
@@ -98,6 +100,9 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	return &fetcher{
 		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched", "topic"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from, recent: recent.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
+		// Such a session goes on to send them.
+		unread:  oftenlog.New(cfg.Logger, "heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "topic"),
+		tooLong: oftenlog.New(cfg.Logger, "heartbeat is passed over: a session that may be silent for so long would keep its operations from running elsewhere; give its worker a shorter lease", "topic"),
 	}, nil
 }
 
@@ -171,9 +176,6 @@ func (f *fetcher) complain(fetches kgo.Fetches) {
 // whoever sent them may come back within his own, and gets nothing new before he does.
 const lookBack = 10_000
 
-// leaseMax is the longest lease that a session may ask for.
-const leaseMax = time.Hour
-
 // beats reads heartbeats. One that cannot be read is reported and passed over.
 func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 	for _, rec := range records {
@@ -186,11 +188,11 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 		}
 		hb, err := schemas.DecodeHeartbeat(rec)
 		if err != nil {
-			f.log.Warn("heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "offset", rec.Offset, "err", err)
+			f.unread.Warn(rec.Topic, slog.Int64("offset", rec.Offset), slog.Any("err", err))
 			continue
 		}
-		if hb.Lease > leaseMax {
-			f.log.Warn("heartbeat is passed over: a session that may be silent for so long would keep its operations from running elsewhere", "session", string(hb.Session), "lease", hb.Lease, "max", leaseMax)
+		if hb.Lease > schemas.MaxLease {
+			f.tooLong.Warn(rec.Topic, slog.String("session", string(hb.Session)), slog.Duration("lease", hb.Lease), slog.Duration("max", schemas.MaxLease))
 			continue
 		}
 		h := heard{at: now, offset: rec.Offset, beat: partition.Heartbeat{

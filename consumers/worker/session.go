@@ -99,6 +99,9 @@ func (s *session) findInbox(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("expected the ends of topic %s, but: %w", topic, err)
 	}
+	if missing, ok := ends[topic][-1]; ok {
+		return 0, fmt.Errorf("expected the topics of the installation, but somebody has to create %s: %w", topic, missing.Err)
+	}
 	n := int32(len(ends[topic]))
 	if n == 0 {
 		return 0, fmt.Errorf("expected topic %s to have partitions, but it has none: create the topics of the installation", topic)
@@ -663,7 +666,7 @@ func (s *session) tick() {
 		s.w.counters.Returned.Add(1)
 	}
 	beat := !s.beating && !s.beatNext.After(now) && s.farewell != goneState
-	var hb schemas.Heartbeat
+	var hb *schemas.Heartbeat
 	state := s.farewell
 	if beat {
 		hb = s.heartbeat(now)
@@ -671,7 +674,7 @@ func (s *session) tick() {
 	s.rearm(now)
 	s.mu.Unlock()
 	if beat {
-		s.beat(&hb, state, now)
+		s.beat(hb, state, now)
 	}
 	for _, cancel := range cancels {
 		cancel(ErrTimeLimit)
@@ -724,15 +727,13 @@ func (s *session) rearm(now time.Time) {
 }
 
 // heartbeat makes the next heartbeat. The caller holds mu.
-func (s *session) heartbeat(now time.Time) schemas.Heartbeat {
+func (s *session) heartbeat(now time.Time) *schemas.Heartbeat {
 	s.beating = true
 	s.beatNext = now.Add(s.w.beatEvery)
 	s.sequence++
-	hb := schemas.Heartbeat{
-		Session: s.id, Pool: s.w.cfg.Pool, Types: s.w.types, Inbox: s.inbox, Lease: s.w.cfg.Lease,
-		Slots: int32(max(s.w.cfg.Slots-s.stuck-int(s.w.detached.Load()), 0)), Queue: int32(s.w.cfg.Queue),
-		State: s.farewell, Host: s.w.host, Version: s.w.cfg.Version, Sequence: s.sequence,
-	}
+	hb := s.w.heartbeat(s.id)
+	hb.Inbox, hb.State, hb.Sequence = s.inbox, s.farewell, s.sequence
+	hb.Slots = max(hb.Slots-int32(s.stuck)-int32(s.w.detached.Load()), 0)
 	if hb.Slots == 0 && hb.State == schemas.SessionRunning {
 		hb.State = schemas.SessionDraining // nothing could start here, so nothing should come
 	}

@@ -879,3 +879,24 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// A worker whose heartbeats schedulers pass over would wait for work for ever.
+func TestHeartbeatsThatSchedulersPassOver(t *testing.T) {
+	handler := HandlerFunc(func(context.Context, *Operation) (any, error) { return nil, nil })
+	many := map[string]Handler{}
+	for i := range 10_001 {
+		many[fmt.Sprintf("type-%d", i)] = handler
+	}
+	for want, cfg := range map[string]Config{
+		"1h0m0s": {Lease: 2 * time.Hour},
+		"types":  {Handlers: many},
+	} {
+		cfg.Brokers = []string{"localhost:1"}
+		if cfg.Handlers == nil {
+			cfg.Handlers = map[string]Handler{"test": handler}
+		}
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("expected an error that names %q, but got %v", want, err)
+		}
+	}
+}
