@@ -403,9 +403,11 @@ func (s *session) offer(item *schemas.Item) {
 		r := s.memory.answer(at)
 		s.mu.Unlock()
 		s.w.counters.Repeated.Add(1)
-		if r != nil {
-			s.send(&answer{session: s, at: at, key: r.key, command: r.command}, now)
+		if r == nil {
+			s.forgotten(at, item, now)
+			return
 		}
+		s.send(&answer{session: s, at: at, key: r.key, command: r.command}, now)
 		return
 	}
 	s.memory.raise(item.Partition, item.Low)
@@ -435,6 +437,17 @@ func (s *session) offer(item *schemas.Item) {
 		s.w.counters.Returned.Add(1)
 		s.send(returned, now)
 	}
+}
+
+// forgotten answers for an attempt that has ended, when it is no longer known how. Its report was on the log before, so who has that refuses
+// this one. For a scheduler that has it not, because the log has lost it, the attempt would be open for as long as the session lives.
+func (s *session) forgotten(at spot, item *schemas.Item, now time.Time) {
+	if s.unsent.Load() > 0 {
+		return // its report may be among those; who needs an answer asks again
+	}
+	s.send(&answer{session: s, at: at, key: []byte(item.Request.Key()), command: operation.Command{
+		Kind: operation.Return, Org: item.Org, ID: item.ID, Attempt: item.Attempt, Session: s.id,
+	}}, now)
 }
 
 func (s *session) newAttempt(at spot, item *schemas.Item) *attempt {

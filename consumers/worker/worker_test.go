@@ -191,6 +191,44 @@ func TestDuplicates(t *testing.T) {
 	})
 }
 
+// A report that the log has lost is asked for, and when the worker does not know it any more either, the attempt is to be made again: it must
+// not be open for ever.
+func TestEndThatNobodyKnowsAnyMore(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		_, stop := r.start(Config{Slots: 100, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		defer stop()
+		hb := r.beat()
+		first := r.work(hb, "first", 4)
+		r.give(hb, first)
+		r.expect("succeed first.1")
+		for next := 0; next < maxAnswers; {
+			var items []*schemas.Item
+			for range 64 {
+				next++
+				items = append(items, r.work(hb, "other", operation.Place(4+next)))
+			}
+			r.give(hb, items...)
+			for range items {
+				r.report()
+			}
+		}
+		for {
+			r.give(hb, first)
+			select {
+			case got := <-r.reports:
+				if got.String() != "return first.1" {
+					t.Errorf("expected the attempt to be given back, but got %q", got)
+				}
+				return
+			case <-time.After(time.Second): // the acknowledgement of the last report was not there yet
+			}
+			if time.Since(r.begin) > 2*time.Minute {
+				t.Fatal("expected an answer for an attempt that has ended, but there is none")
+			}
+		}
+	})
+}
+
 func TestOthersInboxIsNotOurs(t *testing.T) {
 	onBoth(t, func(t *testing.T, r *rig) {
 		_, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
