@@ -407,7 +407,7 @@ func (s *session) offer(item *schemas.Item) {
 			s.forgotten(at, item, now)
 			return
 		}
-		s.send(&answer{session: s, at: at, key: r.key, command: r.command}, now)
+		s.repeat(r, now)
 		return
 	}
 	s.memory.raise(item.Partition, item.Low)
@@ -584,7 +584,7 @@ func (s *session) halt(stop *schemas.Stop) {
 		s.mu.Unlock()
 		return
 	}
-	var r *answer
+	var r, again *answer
 	var cancel context.CancelCauseFunc
 	verdict, a := s.memory.judge(at)
 	switch {
@@ -592,9 +592,7 @@ func (s *session) halt(stop *schemas.Stop) {
 		s.w.counters.Refused.Add(1)
 	case verdict == isEnded:
 		s.w.counters.Repeated.Add(1)
-		if known := s.memory.answer(at); known != nil {
-			r = &answer{session: s, at: at, key: known.key, command: known.command}
-		}
+		again = s.memory.answer(at)
 	case verdict == isNew:
 		// The item is late, or was given up on its way. It must not begin when it arrives.
 		r = &answer{session: s, at: at, key: []byte(operation.Key(stop.Org, "", "", stop.ID)), command: operation.Command{
@@ -615,6 +613,9 @@ func (s *session) halt(stop *schemas.Stop) {
 	s.mu.Unlock()
 	if r != nil {
 		s.send(r, now)
+	}
+	if again != nil {
+		s.repeat(again, now)
 	}
 	if cancel != nil {
 		cancel(cause)

@@ -191,6 +191,33 @@ func TestDuplicates(t *testing.T) {
 	})
 }
 
+// While a partition takes no reports, schedulers ask again and again for what it lacks, and the client keeps one of each.
+func TestReportsOnTheirWayAreNotRepeated(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		w, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		defer stop()
+		hb := r.beat()
+		fault := r.hold(r.topics.Reports())
+		it := r.work(hb, "a", 4)
+		r.give(hb, it)
+		const times = 20
+		for range times {
+			pass(2 * time.Second)
+			r.give(hb, it)
+			r.halt(hb, it, false)
+		}
+		pass(time.Second)
+		if n := w.Counters().Repeated.Load(); n != 2*times {
+			t.Fatalf("expected to be asked %d times again, but it was %d", 2*times, n)
+		}
+		fault.Remove()
+		r.expect("succeed a.1")
+		r.silence(10 * time.Second)
+		r.give(hb, it)
+		r.expect("succeed a.1") // it may be asked for when it was there, too
+	})
+}
+
 // A report that the log has lost is asked for, and when the worker does not know it any more either, the attempt is to be made again: it must
 // not be open for ever.
 func TestEndThatNobodyKnowsAnyMore(t *testing.T) {

@@ -39,6 +39,7 @@ var memoryOnly = map[string]string{
 	"TestProgressAndCheckpoint":             "measures moments, in virtual time",
 	"TestSaveCheckpointWaits":               "makes the broker refuse appends",
 	"TestReportsAreSentUntilTheyAreWritten": "makes the broker refuse appends",
+	"TestReportsOnTheirWayAreNotRepeated":   "makes the broker refuse appends",
 	"TestEndsThatAreTooLarge":               "makes the broker refuse appends",
 	"TestLeaseLost":                         "makes the broker refuse appends",
 	"TestWorkerStopsFirst":                  "makes the broker lose answers",
