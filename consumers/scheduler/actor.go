@@ -268,10 +268,11 @@ func (a *actor) miss(t operation.Time) {
 }
 
 // heardThrough hears that all heartbeats were heard that were on the log at a time. What the sessions have reported until then is to be
-// decided first. One at a time: those that come always with more to read would never be done.
+// decided first. One at a time: those that come always with more to read would never be done. One with less to read takes the place of one
+// that may never be done, because the log has lost reports.
 func (a *actor) heardThrough(asked audit) {
 	a.mu.Lock()
-	if a.audit.at == 0 {
+	if a.audit.at == 0 || asked.end <= a.audit.end {
 		a.audit = asked
 	}
 	a.mu.Unlock()

@@ -51,8 +51,9 @@ type fetcher struct {
 	sessions int64          // next offset of the heartbeats
 	recent   int64          // heartbeats before this offset had been sent long before this process began
 	missed   operation.Time // the log had lost heartbeats before they were read, the last of them no later than this
-	asked    []audit
+	asked    audit          // waits for heartbeats, if its time is not 0
 	asking   bool
+	next     operation.Time // not before this it is asked again
 }
 
 // audit is the question whether everything was read up to an offset, the log's end at a time.
@@ -129,7 +130,7 @@ func (f *fetcher) run(ctx context.Context) {
 		for _, task := range tasks {
 			task()
 		}
-		f.settleAudits()
+		f.settleAudit()
 		fetches := f.client.PollRecords(poll, 20_000)
 		f.complain(fetches)
 		kafkaclient.Pace(poll, fetches)
@@ -216,7 +217,7 @@ func (f *fetcher) miss(offset int64, now operation.Time) {
 	f.log.Warn("heartbeats were gone before they were read: every session counts as heard of now; check the retention of the topic if nobody has trimmed it",
 		"topic", f.cfg.Topics.Sessions(), "expected", f.sessions, "found", offset)
 	if offset < f.sessions {
-		f.recent = 0 // it was made anew
+		f.recent, f.asked = 0, audit{} // it was made anew, and may never come to where it was
 	}
 	f.sessions, f.missed = offset, now
 	for id, h := range f.last {
@@ -284,15 +285,18 @@ func (f *fetcher) resume(p int32, reports, requests bool) {
 	f.do(func() { f.client.ResumeFetchPartitions(again) })
 }
 
+// askEvery is the least time between two questions: actors ask for as long as they have no answer.
+const askEvery = 100 * time.Millisecond
+
 // askSilence finds out, off the polling goroutine, where the heartbeats' log ends now. When it is read to there, the actors
 // learn that they have heard everything up to now.
 func (f *fetcher) askSilence(ctx context.Context) {
 	f.do(func() {
-		if f.asking {
+		at, known := f.ticks.now(), f.sessions
+		if f.asking || at < f.next {
 			return
 		}
-		f.asking = true
-		at, known := f.ticks.now(), f.sessions
+		f.asking, f.next = true, at.Add(askEvery)
 		go func() {
 			topic := f.cfg.Topics.Sessions()
 			starts, err := f.admin.ListStartOffsets(ctx, topic)
@@ -310,7 +314,9 @@ func (f *fetcher) askSilence(ctx context.Context) {
 				if start.Offset > f.sessions || end.Offset < known && known <= f.sessions {
 					f.miss(start.Offset, f.ticks.now())
 				}
-				f.asked = append(f.asked, audit{end.Offset, at, reports})
+				if f.asked.at == 0 {
+					f.asked = audit{end.Offset, at, reports}
+				}
 			})
 		}()
 	})
@@ -335,13 +341,15 @@ func (f *fetcher) reportsEnd(ctx context.Context) map[int32]int64 {
 	return ends
 }
 
-func (f *fetcher) settleAudits() {
-	for len(f.asked) > 0 && f.asked[0].end <= f.sessions {
-		for p, a := range f.actors {
-			if end, ok := f.asked[0].reports[p]; ok {
-				a.heardThrough(audit{end: end, at: f.asked[0].at})
-			}
-		}
-		f.asked = f.asked[1:]
+// settleAudit tells the actors when the heartbeats that were asked about are heard.
+func (f *fetcher) settleAudit() {
+	if f.asked.at == 0 || f.asked.end > f.sessions {
+		return
 	}
+	for p, a := range f.actors {
+		if end, ok := f.asked.reports[p]; ok {
+			a.heardThrough(audit{end: end, at: f.asked.at})
+		}
+	}
+	f.asked = audit{}
 }

@@ -200,6 +200,62 @@ func TestInboxesMayGrow(t *testing.T) {
 	})
 }
 
+// A log of heartbeats that was cut short may never come to where it ended when somebody asked. The question must not stand in the way of
+// those that follow.
+func TestSilenceIsNoticedOnAShorterLog(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		s := newSession(t, on, "w")
+		cfg := Config{Client: on.client, Topics: on.topics, Owner: "one"}.withDefaults()
+		clock := ticker{time.Now()}
+		f, err := newFetcher(t.Context(), cfg, kadm.NewClient(s.client), clock, func(heard) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const before = 1000 // as if it had been so long, and all but the last had been read
+		f.sessions, f.asked = before-1, audit{end: before, at: clock.now()}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { f.run(ctx) })
+		a := &actor{wake: make(chan struct{}, 1)}
+		f.begin(a, partition.Positions{})
+		for known := false; !known; {
+			f.askSilence(ctx)
+			select {
+			case <-a.wake:
+			case <-time.After(10 * time.Millisecond):
+			}
+			a.mu.Lock()
+			known = a.audit.at != 0
+			a.mu.Unlock()
+			if time.Since(clock.began) > time.Minute {
+				t.Fatal("expected the silence to become certain, but it did not in a minute")
+			}
+		}
+	})
+}
+
+// Reports that the log loses before they are read are not waited for.
+func TestReportsThatAreGoneAreNotWaitedFor(t *testing.T) {
+	now := operation.Time(time.Hour / time.Microsecond)
+	a := &actor{wake: make(chan struct{}, 1), engine: partition.New(partition.Config{Lease: 15 * time.Second, Partitions: 1}), fetched: 40}
+	waits := func() bool {
+		var cause operation.Cause
+		a.takeBeats(now, &cause)
+		return a.audit.at != 0
+	}
+	a.heardThrough(audit{end: 50, at: now})
+	a.heardThrough(audit{end: 60, at: now})
+	if a.audit.end != 50 || !waits() {
+		t.Errorf("expected the reports up to 50 to be waited for, but %+v", a.audit)
+	}
+	a.heardThrough(audit{at: now}) // there are none any more
+	if waits() {
+		t.Errorf("expected nothing to be waited for, but %+v", a.audit)
+	}
+}
+
 // What an actor was told before the log lost heartbeats, and looks at afterwards, takes nothing from what is granted for these.
 func TestOlderHeartbeatsDoNotShortenWhatIsGranted(t *testing.T) {
 	now := operation.Time(time.Hour / time.Microsecond)
