@@ -390,6 +390,7 @@ func (s *session) offer(item *schemas.Item) {
 	case isRefused:
 		s.mu.Unlock()
 		s.w.counters.Refused.Add(1)
+		s.w.itemsRefused.Warn(s.w.cfg.Topics.Inboxes(), slog.Int("of", int(item.Partition)), slog.Int64("place", int64(item.Place)), slog.String("operation_id", string(item.ID)))
 		return
 	case isRunning:
 		r := s.repeatStart(a)

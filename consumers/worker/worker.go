@@ -206,7 +206,7 @@ type Worker struct {
 	routes    routes
 	counters  Counters
 
-	reportsFail, reportsTooLarge, heartbeatsFail, inboxFails *oftenlog.Warner
+	reportsFail, reportsTooLarge, heartbeatsFail, inboxFails, itemsRefused *oftenlog.Warner
 
 	detached atomic.Int64 // handlers of sessions that are over, which still run
 	current  atomic.Pointer[session]
@@ -225,6 +225,7 @@ func New(config Config) (*Worker, error) {
 	w.reportsTooLarge = oftenlog.New(w.log, "report is larger than the topic takes; see max.message.bytes in opstream topics plan", "topic")
 	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again", "topic")
 	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now", "topic")
+	w.itemsRefused = oftenlog.New(w.log, "an item was refused: this session was told that attempts from before that place have ended; a latecomer does no harm, but if this lasts, the journal was made anew or restored: start this process again", "topic")
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))
 	w.host, _ = os.Hostname() // for people; empty is fine
 	w.beatEvery = min(time.Second, w.cfg.Lease/5)

@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -178,7 +180,7 @@ func TestDuplicates(t *testing.T) {
 		r.expect(`succeed a.1 result="done"`)
 		r.give(hb, a, a)
 		r.expect(`succeed a.1 result="done"`, `succeed a.1 result="done"`)
-		// A later item of the same partition raises the mark: the old one is refused in silence.
+		// A later item of the same partition raises the mark: the old one is refused, and nothing is reported.
 		r.give(hb, r.work(hb, "b", 9, func(it *schemas.Item) { it.Low = 9 }), a)
 		r.expect(`succeed b.1 result="done"`)
 		r.silence(10 * time.Second)
@@ -188,6 +190,23 @@ func TestDuplicates(t *testing.T) {
 		// Another partition has its own mark.
 		r.give(hb, r.work(hb, "c", 2))
 		r.expect(`succeed c.1 result="done"`)
+	})
+}
+
+// A journal that was made anew begins with places that a living session takes for long ended. Its work is refused, and somebody must hear why.
+func TestWhatIsRefusedIsTold(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		var log bytes.Buffer
+		_, stop := r.start(Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		hb := r.beat()
+		r.give(hb, r.work(hb, "old", 400, func(it *schemas.Item) { it.Low = 400 }))
+		r.expect("succeed old.1")
+		r.give(hb, r.work(hb, "new", 4), r.work(hb, "last", 404))
+		r.expect("succeed last.1")
+		stop()
+		if !strings.Contains(log.String(), "start this process again") || !strings.Contains(log.String(), "operation_id=new") {
+			t.Errorf("expected to hear what was refused and what to do, but got %s", &log)
+		}
 	})
 }
 
