@@ -18,6 +18,7 @@ const (
 	MaxText            = 256       // bytes of any other text of a request
 	MaxReason          = 2000      // bytes of the reason that a person gives
 	MaxDuration        = 87_600 * time.Hour
+	MaxLease           = time.Hour // of a session; schedulers pass over the heartbeats of one that may be silent for longer
 
 	// MaxBatchBytes is what topics take in one batch: the largest request in a checkpoint, with everything else an
 	// operation can hold, fits in.

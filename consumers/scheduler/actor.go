@@ -47,7 +47,8 @@ type actor struct {
 	beats    []heard
 	acks     []ack
 	signaled []operation.Place // whose signals are on the log
-	heard    operation.Time
+	fetched  int64             // next offset of the reports to be fetched
+	audit    audit             // waits for reports, if its time is not 0
 	missed   operation.Time
 
 	spare struct { // the other halves of double buffers
@@ -235,13 +236,16 @@ func (a *actor) signal() {
 	}
 }
 
-// give takes fetched inputs, and how many records were on the log behind them then. It returns true when the topic's partition must not
-// be fetched until fetcher.resume. The fetcher calls it.
-func (a *actor) give(topic string, records []*kgo.Record, beyond int64) (pause bool) {
+// give takes fetched inputs, the offset after them, and how many records were on the log behind them then. It returns true when the
+// topic's partition must not be fetched until fetcher.resume. The fetcher calls it.
+func (a *actor) give(topic string, records []*kgo.Record, next, beyond int64) (pause bool) {
 	a.mu.Lock()
 	q := &a.reports
-	if topic == a.s.cfg.Topics.Requests() {
+	switch topic {
+	case a.s.cfg.Topics.Requests():
 		q = &a.requests
+	case a.s.cfg.Topics.Reports():
+		a.fetched = next
 	}
 	pause = q.add(records, beyond, a.s.cfg.QueueMax)
 	a.mu.Unlock()
@@ -263,9 +267,14 @@ func (a *actor) miss(t operation.Time) {
 	a.mu.Unlock()
 }
 
-func (a *actor) heardThrough(t operation.Time) {
+// heardThrough hears that all heartbeats were heard that were on the log at a time. What the sessions have reported until then is to be
+// decided first. One at a time: those that come always with more to read would never be done. One with less to read takes the place of one
+// that may never be done, because the log has lost reports.
+func (a *actor) heardThrough(asked audit) {
 	a.mu.Lock()
-	a.heard = max(a.heard, t)
+	if a.audit.at == 0 || asked.end <= a.audit.end {
+		a.audit = asked
+	}
 	a.mu.Unlock()
 	a.signal()
 }
@@ -284,18 +293,23 @@ func (a *actor) takeBeats(t operation.Time, cause *operation.Cause) {
 	a.mu.Lock()
 	beats := a.beats
 	a.beats, a.spare.beats = a.spare.beats[:0], nil
-	through, missed := a.heard, a.missed
+	missed := a.missed
 	a.missed = 0
-	a.mu.Unlock()
-	if missed != 0 {
-		a.engine.Missed(missed)
+	through := operation.Time(0)
+	if drained := a.fetched >= a.audit.end && len(a.reports.waiting) == 0; drained || a.engine.Positions().Reports >= a.audit.end {
+		through, a.audit = a.audit.at, audit{}
 	}
+	a.mu.Unlock()
 	for i := range beats {
 		a.engine.Hear(&beats[i].beat, beats[i].at)
 		*cause = operation.Cause{Topic: schemas.TopicSessions, Offset: beats[i].offset}
 	}
-	// Only after the heartbeats themselves, which were queued before it.
-	a.engine.HeardThrough(min(through, t))
+	if missed != 0 { // after those that were heard before it, which may have waited for long
+		a.engine.Missed(missed)
+	}
+	if through != 0 { // only after the heartbeats themselves, which were queued before it
+		a.engine.HeardThrough(min(through, t))
+	}
 	a.spare.beats = beats[:0]
 }
 

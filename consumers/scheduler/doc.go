@@ -14,7 +14,8 @@
 //   - The consumer group on requests decides only who should own a partition. Two owners at once do no harm.
 //   - Silence of a session counts only as far as the heartbeats are known to be read (Engine.HeardThrough), so a scheduler
 //     that was frozen does not take its own deafness for the workers' death. Where the log has lost heartbeats before they
-//     were read, every session is granted another lease.
+//     were read, every session is granted another lease. Nor does it count before the reports are read that were on the log by
+//     then: what a session has done before it ended is not run again.
 //
 // # Who does what
 //

@@ -1,8 +1,11 @@
 package scheduler
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
@@ -10,6 +13,7 @@ import (
 	"github.com/opstream/opstream/internal/oftenlog"
 	"github.com/opstream/opstream/internal/safeguard"
 	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -51,6 +55,7 @@ func (a *actor) tell(s *operation.State, item bool) {
 		})
 	}
 	rec.Partition = inbox
+	a.s.mail.sent(inbox, a.s.ticks.now())
 	// Not waited for: an item that gets lost is offered again.
 	a.s.out.Produce(a.s.ctx, rec, a.s.told)
 }
@@ -59,7 +64,11 @@ func (a *actor) tell(s *operation.State, item bool) {
 func (s *Scheduler) hearTold() func(*kgo.Record, error) {
 	lost := oftenlog.New(s.log, "a worker was not told what to do; it is tried again when nothing is heard of the attempt", "topic")
 	return func(rec *kgo.Record, err error) {
+		s.mail.answered(rec.Partition, s.ticks.now())
 		if err != nil && s.ctx.Err() == nil {
+			if kafka := (*kerr.Error)(nil); !errors.As(err, &kafka) {
+				s.out.ForceMetadataRefresh() // of inboxes that were added the client hears after minutes else
+			}
 			lost.Warn(rec.Topic, slog.Int("partition", int(rec.Partition)), slog.Any("err", kafkaclient.Explain(err)))
 		}
 	}
@@ -71,11 +80,67 @@ func (a *actor) offerAgain(t operation.Time) {
 		return
 	}
 	a.engine.Overdue(t, false, func(s *operation.State) {
+		inbox, _ := a.engine.Inbox(s.Session)
+		if stuck := a.s.mail.stuck(inbox, t); stuck >= resendEvery {
+			if stuck >= mailPatience {
+				a.s.undelivered.Warn(a.s.cfg.Topics.Inboxes(), slog.Int("partition", int(inbox)), slog.Duration("for", stuck))
+			}
+			return // it is on its way for as long as that lasts
+		}
 		a.tell(s, true)
 		if s.Status == operation.StatusCanceling || s.Status == operation.StatusPausing {
 			a.tell(s, false)
 		}
 	})
+}
+
+// mailPatience is how long the brokers may take nothing for an inbox before somebody should look.
+const mailPatience = 5 * time.Second
+
+// mail counts what is on its way to each inbox. The client keeps what a partition's leader does not take, and sends it when it can. To offer
+// it again meanwhile would fill the memory that it shares with all appends, until none is made any more.
+type mail struct {
+	mu      sync.Mutex
+	inboxes map[int32]*letters
+}
+
+type letters struct {
+	under int            // not answered yet
+	since operation.Time // when the first was sent, or one was answered
+}
+
+func (m *mail) sent(inbox int32, now operation.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.inboxes[inbox]
+	if l == nil {
+		l = &letters{}
+		m.inboxes[inbox] = l
+	}
+	if l.under++; l.under == 1 {
+		l.since = now
+	}
+}
+
+func (m *mail) answered(inbox int32, now operation.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.inboxes[inbox]
+	if l.under--; l.under == 0 {
+		delete(m.inboxes, inbox)
+	} else {
+		l.since = now
+	}
+}
+
+// stuck is for how long nothing of what is on its way was answered.
+func (m *mail) stuck(inbox int32, now operation.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.inboxes[inbox]; l != nil {
+		return now.Sub(l.since)
+	}
+	return 0
 }
 
 // effectsMark is the oldest place whose signal is not known to be on the log.

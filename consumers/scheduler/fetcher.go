@@ -39,6 +39,8 @@ type fetcher struct {
 	ticks  ticker
 	hear   func(heard)
 
+	unread, tooLong *oftenlog.Warner // heartbeats that are passed over
+
 	mu    sync.Mutex
 	tasks []func()
 	kick  context.CancelFunc // ends the poll that is waiting
@@ -49,14 +51,16 @@ type fetcher struct {
 	sessions int64          // next offset of the heartbeats
 	recent   int64          // heartbeats before this offset had been sent long before this process began
 	missed   operation.Time // the log had lost heartbeats before they were read, the last of them no later than this
-	asked    []audit
+	asked    audit          // waits for heartbeats, if its time is not 0
 	asking   bool
+	next     operation.Time // not before this it is asked again
 }
 
-// audit is the question whether all heartbeats up to an offset, the log's end at a time, were heard.
+// audit is the question whether everything was read up to an offset, the log's end at a time.
 type audit struct {
-	end int64
-	at  operation.Time
+	end     int64
+	at      operation.Time
+	reports map[int32]int64 // of heartbeats: the ends of the reports at the same time, as far as they are known
 }
 
 func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticker, hear func(heard)) (*fetcher, error) {
@@ -97,6 +101,9 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	return &fetcher{
 		cfg: cfg, log: cfg.Logger, faults: oftenlog.New(cfg.Logger, "inputs cannot be fetched", "topic"), client: client, pulse: pulse, admin: admin, ticks: ticks, hear: hear, sessions: from, recent: recent.Offset,
 		actors: make(map[int32]*actor), last: make(map[operation.SessionID]heard), kick: func() {},
+		// Such a session goes on to send them.
+		unread:  oftenlog.New(cfg.Logger, "heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "topic"),
+		tooLong: oftenlog.New(cfg.Logger, "heartbeat is passed over: a session that may be silent for so long would keep its operations from running elsewhere; give its worker a shorter lease", "topic"),
 	}, nil
 }
 
@@ -123,7 +130,7 @@ func (f *fetcher) run(ctx context.Context) {
 		for _, task := range tasks {
 			task()
 		}
-		f.settleAudits()
+		f.settleAudit()
 		fetches := f.client.PollRecords(poll, 20_000)
 		f.complain(fetches)
 		kafkaclient.Pace(poll, fetches)
@@ -133,9 +140,9 @@ func (f *fetcher) run(ctx context.Context) {
 				return
 			}
 			if a := f.actors[p.Partition]; a != nil {
-				beyond := max(p.HighWatermark-p.Records[len(p.Records)-1].Offset-1, 0)
+				next := p.Records[len(p.Records)-1].Offset + 1
 				records := slices.DeleteFunc(p.Records, func(rec *kgo.Record) bool { return rec.Attrs.IsControl() })
-				if a.give(p.Topic, records, beyond) {
+				if a.give(p.Topic, records, next, max(p.HighWatermark-next, 0)) {
 					f.client.PauseFetchPartitions(map[string][]int32{p.Topic: {p.Partition}})
 				}
 			}
@@ -170,9 +177,6 @@ func (f *fetcher) complain(fetches kgo.Fetches) {
 // whoever sent them may come back within his own, and gets nothing new before he does.
 const lookBack = 10_000
 
-// leaseMax is the longest lease that a session may ask for.
-const leaseMax = time.Hour
-
 // beats reads heartbeats. One that cannot be read is reported and passed over.
 func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 	for _, rec := range records {
@@ -185,11 +189,11 @@ func (f *fetcher) beats(records []*kgo.Record, now operation.Time) {
 		}
 		hb, err := schemas.DecodeHeartbeat(rec)
 		if err != nil {
-			f.log.Warn("heartbeat cannot be read; its session will be taken for lost if the next ones cannot either", "offset", rec.Offset, "err", err)
+			f.unread.Warn(rec.Topic, slog.Int64("offset", rec.Offset), slog.Any("err", err))
 			continue
 		}
-		if hb.Lease > leaseMax {
-			f.log.Warn("heartbeat is passed over: a session that may be silent for so long would keep its operations from running elsewhere", "session", string(hb.Session), "lease", hb.Lease, "max", leaseMax)
+		if hb.Lease > schemas.MaxLease {
+			f.tooLong.Warn(rec.Topic, slog.String("session", string(hb.Session)), slog.Duration("lease", hb.Lease), slog.Duration("max", schemas.MaxLease))
 			continue
 		}
 		h := heard{at: now, offset: rec.Offset, beat: partition.Heartbeat{
@@ -213,7 +217,7 @@ func (f *fetcher) miss(offset int64, now operation.Time) {
 	f.log.Warn("heartbeats were gone before they were read: every session counts as heard of now; check the retention of the topic if nobody has trimmed it",
 		"topic", f.cfg.Topics.Sessions(), "expected", f.sessions, "found", offset)
 	if offset < f.sessions {
-		f.recent = 0 // it was made anew
+		f.recent, f.asked = 0, audit{} // it was made anew, and may never come to where it was
 	}
 	f.sessions, f.missed = offset, now
 	for id, h := range f.last {
@@ -230,6 +234,9 @@ func (f *fetcher) begin(a *actor, pos partition.Positions) {
 	f.do(func() {
 		f.forget(a.p)
 		f.actors[a.p] = a
+		a.mu.Lock()
+		a.fetched = pos.Reports
+		a.mu.Unlock()
 		for _, h := range f.last {
 			a.hear(h)
 		}
@@ -278,15 +285,18 @@ func (f *fetcher) resume(p int32, reports, requests bool) {
 	f.do(func() { f.client.ResumeFetchPartitions(again) })
 }
 
+// askEvery is the least time between two questions: actors ask for as long as they have no answer.
+const askEvery = 100 * time.Millisecond
+
 // askSilence finds out, off the polling goroutine, where the heartbeats' log ends now. When it is read to there, the actors
 // learn that they have heard everything up to now.
 func (f *fetcher) askSilence(ctx context.Context) {
 	f.do(func() {
-		if f.asking {
+		at, known := f.ticks.now(), f.sessions
+		if f.asking || at < f.next {
 			return
 		}
-		f.asking = true
-		at, known := f.ticks.now(), f.sessions
+		f.asking, f.next = true, at.Add(askEvery)
 		go func() {
 			topic := f.cfg.Topics.Sessions()
 			starts, err := f.admin.ListStartOffsets(ctx, topic)
@@ -294,6 +304,7 @@ func (f *fetcher) askSilence(ctx context.Context) {
 			start, ok := starts.Lookup(topic, 0)
 			end, ok2 := ends.Lookup(topic, 0)
 			err = errors.Join(err, err2, start.Err, end.Err)
+			reports := f.reportsEnd(ctx)
 			f.do(func() {
 				f.asking = false
 				if err != nil || !ok || !ok2 {
@@ -303,17 +314,42 @@ func (f *fetcher) askSilence(ctx context.Context) {
 				if start.Offset > f.sessions || end.Offset < known && known <= f.sessions {
 					f.miss(start.Offset, f.ticks.now())
 				}
-				f.asked = append(f.asked, audit{end.Offset, at})
+				if f.asked.at == 0 {
+					f.asked = audit{end.Offset, at, reports}
+				}
 			})
 		}()
 	})
 }
 
-func (f *fetcher) settleAudits() {
-	for len(f.asked) > 0 && f.asked[0].end <= f.sessions {
-		for _, a := range f.actors {
-			a.heardThrough(f.asked[0].at)
+// reportsEnd finds out where the reports end that can be read, as far as brokers say so: of a partition that none answers for it is not
+// known what was reported.
+func (f *fetcher) reportsEnd(ctx context.Context) map[int32]int64 {
+	topic, ends := f.cfg.Topics.Reports(), map[int32]int64{}
+	// What a partition lacks shows at that partition.
+	starts, _ := f.admin.ListStartOffsets(ctx, topic)
+	committed, _ := f.admin.ListCommittedOffsets(ctx, topic)
+	for p, end := range committed[topic] {
+		switch start, ok := starts.Lookup(topic, p); {
+		case !ok || start.Err != nil || end.Err != nil:
+		case start.Offset == end.Offset:
+			ends[p] = 0 // all that may be lacking is gone
+		default:
+			ends[p] = end.Offset
 		}
-		f.asked = f.asked[1:]
 	}
+	return ends
+}
+
+// settleAudit tells the actors when the heartbeats that were asked about are heard.
+func (f *fetcher) settleAudit() {
+	if f.asked.at == 0 || f.asked.end > f.sessions {
+		return
+	}
+	for p, a := range f.actors {
+		if end, ok := f.asked.reports[p]; ok {
+			a.heardThrough(audit{end: end, at: f.asked.at})
+		}
+	}
+	f.asked = audit{}
 }

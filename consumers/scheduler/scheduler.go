@@ -124,8 +124,10 @@ type Scheduler struct {
 	fetch *fetcher
 	ticks ticker
 	told  func(*kgo.Record, error) // hears what became of what workers are sent
+	mail  mail
 
-	unsaved *oftenlog.Warner // checkpoints that were not written
+	unsaved     *oftenlog.Warner // checkpoints that were not written
+	undelivered *oftenlog.Warner // what workers are sent and no broker takes
 
 	counters Counters
 	joined   atomic.Bool
@@ -168,10 +170,11 @@ func New(cfg Config) (*Scheduler, error) {
 	}
 	s := &Scheduler{
 		cfg: cfg, log: cfg.Logger, out: out, admin: kadm.NewClient(out.Client), owned: make(map[int32]*ownership),
-		ticks: ticker{time.Now()},
+		ticks: ticker{time.Now()}, mail: mail{inboxes: make(map[int32]*letters)},
 	}
 	s.told = s.hearTold()
 	s.unsaved = oftenlog.New(s.log, "checkpoint was not written; the next one is whole again", "topic")
+	s.undelivered = oftenlog.New(s.log, "the brokers do not take what workers are sent, which waits for them: see that the partition has a leader and enough copies (min.insync.replicas)", "topic")
 	return s, nil
 }
 

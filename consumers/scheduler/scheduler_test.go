@@ -70,18 +70,23 @@ type session struct {
 	topics schemas.Topics
 	id     operation.SessionID
 	client *kgo.Client
+	inbox  int32
 	seq    int64
 }
 
 func newSession(t testing.TB, on service, id operation.SessionID) *session {
+	return sessionAt(t, on, id, 0)
+}
+
+func sessionAt(t testing.TB, on service, id operation.SessionID, inbox int32) *session {
 	c, err := kgo.NewClient(append(on.client[:len(on.client):len(on.client)],
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{on.topics.Inboxes(): {0: kgo.NewOffset().AtStart()}}),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{on.topics.Inboxes(): {inbox: kgo.NewOffset().AtStart()}}),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	s := &session{t: t, topics: on.topics, id: id, client: c}
+	s := &session{t: t, topics: on.topics, id: id, client: c, inbox: inbox}
 	s.beat(schemas.SessionRunning)
 	return s
 }
@@ -89,7 +94,7 @@ func newSession(t testing.TB, on service, id operation.SessionID) *session {
 func (s *session) beat(state schemas.SessionState) {
 	s.seq++
 	rec := schemas.EncodeHeartbeat(s.topics, &schemas.Heartbeat{
-		Session: s.id, Pool: "default", Types: []string{"noop"}, Slots: 64, Queue: 32, Lease: 3 * time.Second, State: state, Sequence: s.seq,
+		Session: s.id, Pool: "default", Types: []string{"noop"}, Slots: 64, Queue: 32, Inbox: s.inbox, Lease: 3 * time.Second, State: state, Sequence: s.seq,
 	})
 	if err := s.client.ProduceSync(s.t.Context(), rec).FirstErr(); err != nil {
 		s.t.Error(err)

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,10 +14,13 @@ import (
 
 	"github.com/opstream/opstream/domain/operation"
 	"github.com/opstream/opstream/domain/partition"
+	"github.com/opstream/opstream/internal/kafkatest"
 	"github.com/opstream/opstream/schemas"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // said collects what a scheduler logs.
@@ -95,13 +100,13 @@ func TestHeartbeatsThatAreGoneAreNotSilence(t *testing.T) {
 				running.Go(func() { f.run(ctx) })
 
 				began := clock.now()
-				a := &actor{wake: make(chan struct{}, 1)}
+				a := &actor{wake: make(chan struct{}, 1), engine: partition.New(cfg.Engine)}
 				f.begin(a, partition.Positions{})
 				for {
 					f.askSilence(ctx)
 					<-a.wake
 					a.mu.Lock()
-					missed, through := a.missed, a.heard
+					missed, through := a.missed, a.audit.at
 					a.mu.Unlock()
 					if through < began {
 						continue
@@ -162,5 +167,191 @@ func (s *session) trim() {
 	}
 	if err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// Inboxes may be added at any time, and whoever reads one gets its work at once.
+func TestInboxesMayGrow(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		start(t, on, "one", func(c *Config) {
+			c.Engine.ResendAfter = 200 * time.Millisecond
+			c.CheckpointEvery = time.Hour // the first one has the client ask for all topics
+		})
+		j := watch(t, on)
+		work := func(w *session, op string) {
+			ctx, stop := context.WithCancel(t.Context())
+			var serving sync.WaitGroup
+			serving.Go(func() { w.serve(ctx, succeed) })
+			produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", op, "")))
+			j.until(func() bool {
+				s := j.states[partition.Ref{Org: "org", ID: operation.ID(op)}]
+				return s != nil && s.Status.Terminal()
+			})
+			stop()
+			serving.Wait()
+			w.beat(schemas.SessionEnded)
+		}
+		old := newSession(t, on, "old")
+		work(old, "a") // from then on the scheduler knows the inboxes that there are
+		if _, err := kadm.NewClient(old.client).UpdatePartitions(t.Context(), 3, on.topics.Inboxes()); err != nil {
+			t.Fatal(err)
+		}
+		work(sessionAt(t, on, "new", 2), "b")
+	})
+}
+
+// A log of heartbeats that was cut short may never come to where it ended when somebody asked. The question must not stand in the way of
+// those that follow.
+func TestSilenceIsNoticedOnAShorterLog(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		s := newSession(t, on, "w")
+		cfg := Config{Client: on.client, Topics: on.topics, Owner: "one"}.withDefaults()
+		clock := ticker{time.Now()}
+		f, err := newFetcher(t.Context(), cfg, kadm.NewClient(s.client), clock, func(heard) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const before = 1000 // as if it had been so long, and all but the last had been read
+		f.sessions, f.asked = before-1, audit{end: before, at: clock.now()}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { f.run(ctx) })
+		a := &actor{wake: make(chan struct{}, 1)}
+		f.begin(a, partition.Positions{})
+		for known := false; !known; {
+			f.askSilence(ctx)
+			select {
+			case <-a.wake:
+			case <-time.After(10 * time.Millisecond):
+			}
+			a.mu.Lock()
+			known = a.audit.at != 0
+			a.mu.Unlock()
+			if time.Since(clock.began) > time.Minute {
+				t.Fatal("expected the silence to become certain, but it did not in a minute")
+			}
+		}
+	})
+}
+
+// Reports that the log loses before they are read are not waited for.
+func TestReportsThatAreGoneAreNotWaitedFor(t *testing.T) {
+	now := operation.Time(time.Hour / time.Microsecond)
+	a := &actor{wake: make(chan struct{}, 1), engine: partition.New(partition.Config{Lease: 15 * time.Second, Partitions: 1}), fetched: 40}
+	waits := func() bool {
+		var cause operation.Cause
+		a.takeBeats(now, &cause)
+		return a.audit.at != 0
+	}
+	a.heardThrough(audit{end: 50, at: now})
+	a.heardThrough(audit{end: 60, at: now})
+	if a.audit.end != 50 || !waits() {
+		t.Errorf("expected the reports up to 50 to be waited for, but %+v", a.audit)
+	}
+	a.heardThrough(audit{at: now}) // there are none any more
+	if waits() {
+		t.Errorf("expected nothing to be waited for, but %+v", a.audit)
+	}
+}
+
+// What an actor was told before the log lost heartbeats, and looks at afterwards, takes nothing from what is granted for these.
+func TestOlderHeartbeatsDoNotShortenWhatIsGranted(t *testing.T) {
+	now := operation.Time(time.Hour / time.Microsecond)
+	a := &actor{wake: make(chan struct{}, 1), engine: partition.New(partition.Config{Lease: 15 * time.Second, Partitions: 1})}
+	a.hear(heard{beat: partition.Heartbeat{Session: "w", Types: []string{"noop"}, Room: 1, Lease: 15 * time.Second}, at: now})
+	missed := now.Add(time.Minute)
+	a.miss(missed)
+	a.heardThrough(audit{at: missed})
+	var cause operation.Cause
+	a.takeBeats(missed, &cause)
+	a.engine.Settle(cause, missed)
+	if !a.engine.Served("noop") {
+		t.Error("expected the session to live until one lease after heartbeats were missed, but it is lost")
+	}
+}
+
+// A session that has said goodbye has reported all that it did not give back. A scheduler that reads the farewell first, because a
+// connection hangs or a leader is away, must not run again what was done.
+func TestReportsThatAreNotReadYetAreNotSilence(t *testing.T) {
+	each(t, 1, func(t *testing.T, on service) {
+		s, err := New(Config{Client: on.client, Topics: on.topics, Owner: "one", Engine: partition.Config{Lease: 3 * time.Second}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, s)
+		w := newSession(t, on, "w")
+		ctx, stop := context.WithCancel(t.Context())
+		reports := map[string][]int32{on.topics.Reports(): {0}}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			w.serve(ctx, func(*schemas.Item) *operation.Command {
+				s.fetch.client.PauseFetchPartitions(reports)
+				stop()
+				return succeed(nil)
+			})
+		})
+		j := watch(t, on)
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", "a", "")))
+		serving.Wait()
+		if err := w.client.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.beat(schemas.SessionEnded)
+		lost := func() bool {
+			return slices.ContainsFunc(j.events, func(ev operation.Event) bool { return ev.Kind == operation.LeaseWasLost })
+		}
+		asked := make(chan bool)
+		for found := false; !found && !lost(); { // the silence is certain, but for what is not read
+			poll, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			j.client.PollFetches(poll).EachRecord(j.read)
+			stop()
+			s.fetch.do(func() {
+				a := s.fetch.actors[0]
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				asked <- a.audit.at != 0
+			})
+			found = <-asked
+		}
+		s.fetch.resume(0, true, false)
+		j.until(func() bool { return lost() || j.ended(1)() })
+		if lost() {
+			t.Error("expected the report to count, but the attempt was given up before it was read")
+		}
+	})
+}
+
+// An inbox whose leader takes nothing costs those who read it their work, and nobody else: what is offered again must not fill the
+// memory that all appends share.
+func TestAnInboxThatCannotBeWrittenHoldsUpNothingElse(t *testing.T) {
+	b := kafkatest.Memory(t)
+	b.Create(t, b.Topics().Specs(1, 2)...)
+	on := service{client: []kgo.Opt{kgo.SeedBrokers(b.Seeds...), kgo.MetadataMinAge(50 * time.Millisecond)}, topics: b.Topics()}
+	var log said
+	start(t, on, "one", func(c *Config) {
+		c.Engine.Lease, c.Engine.ResendAfter, c.UnackedBytes = time.Hour, 100*time.Millisecond, 512<<10
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	defer b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: on.topics.Inboxes(), Err: kerr.NotEnoughReplicas, Count: -1}).Remove()
+	w := newSession(t, on, "w")
+	j := watch(t, on)
+	seen := func(n int) func() bool {
+		return func() bool { w.beat(schemas.SessionRunning); return len(j.states) >= n }
+	}
+	const some = 50
+	var records []*kgo.Record
+	for i := range some {
+		q := request(t, "org", fmt.Sprint(i), "")
+		q.Data = []byte(`"` + strings.Repeat("x", 1<<10) + `"`)
+		q.Raw = schemas.AppendRequest(nil, q)
+		records = append(records, schemas.EncodeRequest(on.topics, q))
+	}
+	produce(t, on, records...)
+	j.until(seen(some))
+	for n := some + 1; !strings.Contains(log.String(), "the brokers do not take what workers are sent"); n++ {
+		produce(t, on, schemas.EncodeRequest(on.topics, request(t, "org", fmt.Sprint(n), "")))
+		j.until(seen(n))
 	}
 }

@@ -163,7 +163,7 @@ func (p *places) size() int {
 
 // answers keeps the last reports, so that an item which arrives again is answered again. The log has them already, or will
 // have as soon as the client gets them through: an answer is for a scheduler that asks, and what is not kept any more is
-// refused in silence. So it may be bounded, by number and by bytes.
+// answered as given back. So it may be bounded, by number and by bytes.
 type answers struct {
 	ring  []*answer // by order of their ends; next is the oldest once it is full
 	next  int

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/opstream/opstream/domain/operation"
@@ -13,14 +14,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// answer is a report, as it is made and may be made again. It does not change once it was given to send.
+// answer is a report, as it is made and may be made again. What it says does not change once it was given to send.
 type answer struct {
 	session *session
 	at      spot
 	command operation.Command
 	key     []byte
-	done    chan error // for whoever waits until it is on the log
-	size    int        // for answers
+	done    chan error   // for whoever waits until it is on the log
+	size    int          // for answers
+	since   atomic.Int64 // when it was given to the client, in Unix nanoseconds; 0 while it is not there
 }
 
 // resendAfter is how long a report rests that the client could not deliver. The client itself tries again without end
@@ -29,8 +31,17 @@ const resendAfter = 100 * time.Millisecond
 
 // send hands a report to the client and does not wait. The caller has asked mayReport at now.
 func (s *session) send(r *answer, now time.Time) {
+	r.since.CompareAndSwap(0, now.UnixNano())
 	s.unsent.Add(1)
 	s.put(r, now)
+}
+
+// repeat sends a report of before again, unless it has been on its way for long: who asks again while its partition takes nothing must not
+// have the client keep one more of it each time.
+func (s *session) repeat(r *answer, now time.Time) {
+	if since := r.since.Load(); since == 0 || now.UnixNano()-since < int64(time.Second) {
+		s.send(r, now)
+	}
 }
 
 func (s *session) put(r *answer, now time.Time) {
@@ -79,6 +90,7 @@ func (r *answer) acked(rec *kgo.Record, err error) {
 }
 
 func (r *answer) settle(err error) {
+	r.since.Store(0)
 	if r.done != nil {
 		r.done <- err
 	}

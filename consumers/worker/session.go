@@ -99,6 +99,9 @@ func (s *session) findInbox(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("expected the ends of topic %s, but: %w", topic, err)
 	}
+	if missing, ok := ends[topic][-1]; ok {
+		return 0, fmt.Errorf("expected the topics of the installation, but somebody has to create %s: %w", topic, missing.Err)
+	}
 	n := int32(len(ends[topic]))
 	if n == 0 {
 		return 0, fmt.Errorf("expected topic %s to have partitions, but it has none: create the topics of the installation", topic)
@@ -387,6 +390,7 @@ func (s *session) offer(item *schemas.Item) {
 	case isRefused:
 		s.mu.Unlock()
 		s.w.counters.Refused.Add(1)
+		s.w.itemsRefused.Warn(s.w.cfg.Topics.Inboxes(), slog.Int("of", int(item.Partition)), slog.Int64("place", int64(item.Place)), slog.String("operation_id", string(item.ID)))
 		return
 	case isRunning:
 		r := s.repeatStart(a)
@@ -400,9 +404,11 @@ func (s *session) offer(item *schemas.Item) {
 		r := s.memory.answer(at)
 		s.mu.Unlock()
 		s.w.counters.Repeated.Add(1)
-		if r != nil {
-			s.send(&answer{session: s, at: at, key: r.key, command: r.command}, now)
+		if r == nil {
+			s.forgotten(at, item, now)
+			return
 		}
+		s.repeat(r, now)
 		return
 	}
 	s.memory.raise(item.Partition, item.Low)
@@ -432,6 +438,17 @@ func (s *session) offer(item *schemas.Item) {
 		s.w.counters.Returned.Add(1)
 		s.send(returned, now)
 	}
+}
+
+// forgotten answers for an attempt that has ended, when it is no longer known how. Its report was on the log before, so who has that refuses
+// this one. For a scheduler that has it not, because the log has lost it, the attempt would be open for as long as the session lives.
+func (s *session) forgotten(at spot, item *schemas.Item, now time.Time) {
+	if s.unsent.Load() > 0 {
+		return // its report may be among those; who needs an answer asks again
+	}
+	s.send(&answer{session: s, at: at, key: []byte(item.Request.Key()), command: operation.Command{
+		Kind: operation.Return, Org: item.Org, ID: item.ID, Attempt: item.Attempt, Session: s.id,
+	}}, now)
 }
 
 func (s *session) newAttempt(at spot, item *schemas.Item) *attempt {
@@ -568,7 +585,7 @@ func (s *session) halt(stop *schemas.Stop) {
 		s.mu.Unlock()
 		return
 	}
-	var r *answer
+	var r, again *answer
 	var cancel context.CancelCauseFunc
 	verdict, a := s.memory.judge(at)
 	switch {
@@ -576,9 +593,7 @@ func (s *session) halt(stop *schemas.Stop) {
 		s.w.counters.Refused.Add(1)
 	case verdict == isEnded:
 		s.w.counters.Repeated.Add(1)
-		if known := s.memory.answer(at); known != nil {
-			r = &answer{session: s, at: at, key: known.key, command: known.command}
-		}
+		again = s.memory.answer(at)
 	case verdict == isNew:
 		// The item is late, or was given up on its way. It must not begin when it arrives.
 		r = &answer{session: s, at: at, key: []byte(operation.Key(stop.Org, "", "", stop.ID)), command: operation.Command{
@@ -599,6 +614,9 @@ func (s *session) halt(stop *schemas.Stop) {
 	s.mu.Unlock()
 	if r != nil {
 		s.send(r, now)
+	}
+	if again != nil {
+		s.repeat(again, now)
 	}
 	if cancel != nil {
 		cancel(cause)
@@ -663,7 +681,7 @@ func (s *session) tick() {
 		s.w.counters.Returned.Add(1)
 	}
 	beat := !s.beating && !s.beatNext.After(now) && s.farewell != goneState
-	var hb schemas.Heartbeat
+	var hb *schemas.Heartbeat
 	state := s.farewell
 	if beat {
 		hb = s.heartbeat(now)
@@ -671,7 +689,7 @@ func (s *session) tick() {
 	s.rearm(now)
 	s.mu.Unlock()
 	if beat {
-		s.beat(&hb, state, now)
+		s.beat(hb, state, now)
 	}
 	for _, cancel := range cancels {
 		cancel(ErrTimeLimit)
@@ -724,15 +742,13 @@ func (s *session) rearm(now time.Time) {
 }
 
 // heartbeat makes the next heartbeat. The caller holds mu.
-func (s *session) heartbeat(now time.Time) schemas.Heartbeat {
+func (s *session) heartbeat(now time.Time) *schemas.Heartbeat {
 	s.beating = true
 	s.beatNext = now.Add(s.w.beatEvery)
 	s.sequence++
-	hb := schemas.Heartbeat{
-		Session: s.id, Pool: s.w.cfg.Pool, Types: s.w.types, Inbox: s.inbox, Lease: s.w.cfg.Lease,
-		Slots: int32(max(s.w.cfg.Slots-s.stuck-int(s.w.detached.Load()), 0)), Queue: int32(s.w.cfg.Queue),
-		State: s.farewell, Host: s.w.host, Version: s.w.cfg.Version, Sequence: s.sequence,
-	}
+	hb := s.w.heartbeat(s.id)
+	hb.Inbox, hb.State, hb.Sequence = s.inbox, s.farewell, s.sequence
+	hb.Slots = max(hb.Slots-int32(s.stuck)-int32(s.w.detached.Load()), 0)
 	if hb.Slots == 0 && hb.State == schemas.SessionRunning {
 		hb.State = schemas.SessionDraining // nothing could start here, so nothing should come
 	}

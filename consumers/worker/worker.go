@@ -53,7 +53,7 @@ type Config struct {
 	Patience time.Duration
 
 	// Lease is for how long the worker may be silent before its attempts count as lost. Heartbeats are sent at a fifth of
-	// it, at least every second. Not below 3 s where a network and other processes may hold things up. Default 15 s.
+	// it, at least every second. At most an hour; not below 3 s where a network and other processes may hold things up. Default 15 s.
 	Lease time.Duration
 
 	// TimeLimit of one attempt, unless its type or its request has another. Default 2 minutes.
@@ -139,6 +139,9 @@ func (c Config) validate() error {
 			fault("expected %s to be positive, but got %s", name, d)
 		}
 	}
+	if c.Lease > schemas.MaxLease {
+		fault("expected a Lease of at most %s, but got %s: schedulers give no work to a session that may be silent for longer", schemas.MaxLease, c.Lease)
+	}
 	for name, d := range c.TimeLimits {
 		if d <= 0 {
 			fault("expected the time limit of type %s to be positive, but got %s; leave it out to get the default", name, d)
@@ -203,7 +206,7 @@ type Worker struct {
 	routes    routes
 	counters  Counters
 
-	reportsFail, reportsTooLarge, heartbeatsFail, inboxFails *oftenlog.Warner
+	reportsFail, reportsTooLarge, heartbeatsFail, inboxFails, itemsRefused *oftenlog.Warner
 
 	detached atomic.Int64 // handlers of sessions that are over, which still run
 	current  atomic.Pointer[session]
@@ -222,10 +225,22 @@ func New(config Config) (*Worker, error) {
 	w.reportsTooLarge = oftenlog.New(w.log, "report is larger than the topic takes; see max.message.bytes in opstream topics plan", "topic")
 	w.heartbeatsFail = oftenlog.New(w.log, "the heartbeat was not written and is sent again", "topic")
 	w.inboxFails = oftenlog.New(w.log, "the inbox cannot be read for now", "topic")
+	w.itemsRefused = oftenlog.New(w.log, "an item was refused: this session was told that attempts from before that place have ended; a latecomer does no harm, but if this lasts, the journal was made anew or restored: start this process again", "topic")
 	w.types = slices.Sorted(maps.Keys(w.cfg.Handlers))
 	w.host, _ = os.Hostname() // for people; empty is fine
 	w.beatEvery = min(time.Second, w.cfg.Lease/5)
+	if _, err := schemas.DecodeHeartbeat(schemas.EncodeHeartbeat(w.cfg.Topics, w.heartbeat("any"))); err != nil {
+		return nil, fmt.Errorf("worker: expected heartbeats that schedulers can read, but: %w", err)
+	}
 	return w, nil
+}
+
+// heartbeat is what is the same in all heartbeats of a session.
+func (w *Worker) heartbeat(session operation.SessionID) *schemas.Heartbeat {
+	return &schemas.Heartbeat{
+		Session: session, Pool: w.cfg.Pool, Types: w.types, Lease: w.cfg.Lease, Slots: int32(w.cfg.Slots), Queue: int32(w.cfg.Queue),
+		Host: w.host, Version: w.cfg.Version,
+	}
 }
 
 // Slots is how many handlers run at once.

@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -178,7 +180,7 @@ func TestDuplicates(t *testing.T) {
 		r.expect(`succeed a.1 result="done"`)
 		r.give(hb, a, a)
 		r.expect(`succeed a.1 result="done"`, `succeed a.1 result="done"`)
-		// A later item of the same partition raises the mark: the old one is refused in silence.
+		// A later item of the same partition raises the mark: the old one is refused, and nothing is reported.
 		r.give(hb, r.work(hb, "b", 9, func(it *schemas.Item) { it.Low = 9 }), a)
 		r.expect(`succeed b.1 result="done"`)
 		r.silence(10 * time.Second)
@@ -188,6 +190,88 @@ func TestDuplicates(t *testing.T) {
 		// Another partition has its own mark.
 		r.give(hb, r.work(hb, "c", 2))
 		r.expect(`succeed c.1 result="done"`)
+	})
+}
+
+// A journal that was made anew begins with places that a living session takes for long ended. Its work is refused, and somebody must hear why.
+func TestWhatIsRefusedIsTold(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		var log bytes.Buffer
+		_, stop := r.start(Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		hb := r.beat()
+		r.give(hb, r.work(hb, "old", 400, func(it *schemas.Item) { it.Low = 400 }))
+		r.expect("succeed old.1")
+		r.give(hb, r.work(hb, "new", 4), r.work(hb, "last", 404))
+		r.expect("succeed last.1")
+		stop()
+		if !strings.Contains(log.String(), "start this process again") || !strings.Contains(log.String(), "operation_id=new") {
+			t.Errorf("expected to hear what was refused and what to do, but got %s", &log)
+		}
+	})
+}
+
+// While a partition takes no reports, schedulers ask again and again for what it lacks, and the client keeps one of each.
+func TestReportsOnTheirWayAreNotRepeated(t *testing.T) {
+	inRig(t, func(t *testing.T, r *rig) {
+		w, stop := r.start(Config{Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		defer stop()
+		hb := r.beat()
+		fault := r.hold(r.topics.Reports())
+		it := r.work(hb, "a", 4)
+		r.give(hb, it)
+		const times = 20
+		for range times {
+			pass(2 * time.Second)
+			r.give(hb, it)
+			r.halt(hb, it, false)
+		}
+		pass(time.Second)
+		if n := w.Counters().Repeated.Load(); n != 2*times {
+			t.Fatalf("expected to be asked %d times again, but it was %d", 2*times, n)
+		}
+		fault.Remove()
+		r.expect("succeed a.1")
+		r.silence(10 * time.Second)
+		r.give(hb, it)
+		r.expect("succeed a.1") // it may be asked for when it was there, too
+	})
+}
+
+// A report that the log has lost is asked for, and when the worker does not know it any more either, the attempt is to be made again: it must
+// not be open for ever.
+func TestEndThatNobodyKnowsAnyMore(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		_, stop := r.start(Config{Slots: 100, Handlers: handlers(func(context.Context, *Operation) (any, error) { return nil, nil })})
+		defer stop()
+		hb := r.beat()
+		first := r.work(hb, "first", 4)
+		r.give(hb, first)
+		r.expect("succeed first.1")
+		for next := 0; next < maxAnswers; {
+			var items []*schemas.Item
+			for range 64 {
+				next++
+				items = append(items, r.work(hb, "other", operation.Place(4+next)))
+			}
+			r.give(hb, items...)
+			for range items {
+				r.report()
+			}
+		}
+		for {
+			r.give(hb, first)
+			select {
+			case got := <-r.reports:
+				if got.String() != "return first.1" {
+					t.Errorf("expected the attempt to be given back, but got %q", got)
+				}
+				return
+			case <-time.After(time.Second): // the acknowledgement of the last report was not there yet
+			}
+			if time.Since(r.begin) > 2*time.Minute {
+				t.Fatal("expected an answer for an attempt that has ended, but there is none")
+			}
+		}
 	})
 }
 
@@ -875,6 +959,27 @@ func TestConfig(t *testing.T) {
 	_, err := New(Config{Slots: -1, Lease: -1, Handlers: map[string]Handler{"": nil}, TimeLimits: map[string]time.Duration{"x": 0}})
 	for _, want := range []string{"Brokers", "type", "nil", "Slots", "Lease", "time limit of type x"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("expected an error that names %q, but got %v", want, err)
+		}
+	}
+}
+
+// A worker whose heartbeats schedulers pass over would wait for work for ever.
+func TestHeartbeatsThatSchedulersPassOver(t *testing.T) {
+	handler := HandlerFunc(func(context.Context, *Operation) (any, error) { return nil, nil })
+	many := map[string]Handler{}
+	for i := range 10_001 {
+		many[fmt.Sprintf("type-%d", i)] = handler
+	}
+	for want, cfg := range map[string]Config{
+		"1h0m0s": {Lease: 2 * time.Hour},
+		"types":  {Handlers: many},
+	} {
+		cfg.Brokers = []string{"localhost:1"}
+		if cfg.Handlers == nil {
+			cfg.Handlers = map[string]Handler{"test": handler}
+		}
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("expected an error that names %q, but got %v", want, err)
 		}
 	}

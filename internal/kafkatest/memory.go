@@ -25,8 +25,9 @@ var memoryOnly = map[string]string{
 	"BenchmarkConsume": "measures the adapter",
 
 	// consumers/scheduler, producers/answers
-	"TestTopicsMayComeALittleLater":   "watches what the broker is asked",
-	"TestPartitionThatTheGroupForgot": "is about the members alone",
+	"TestTopicsMayComeALittleLater":                    "watches what the broker is asked",
+	"TestPartitionThatTheGroupForgot":                  "is about the members alone",
+	"TestAnInboxThatCannotBeWrittenHoldsUpNothingElse": "makes the broker refuse appends",
 
 	// consumers/worker
 	"TestStartIsAnnounced":                  "measures moments, in virtual time",
@@ -38,6 +39,7 @@ var memoryOnly = map[string]string{
 	"TestProgressAndCheckpoint":             "measures moments, in virtual time",
 	"TestSaveCheckpointWaits":               "makes the broker refuse appends",
 	"TestReportsAreSentUntilTheyAreWritten": "makes the broker refuse appends",
+	"TestReportsOnTheirWayAreNotRepeated":   "makes the broker refuse appends",
 	"TestEndsThatAreTooLarge":               "makes the broker refuse appends",
 	"TestLeaseLost":                         "makes the broker refuse appends",
 	"TestWorkerStopsFirst":                  "makes the broker lose answers",
