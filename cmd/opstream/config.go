@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ func optionTable() settings.Table {
 		{Name: "noop", Kind: settings.List, Roles: worker, Help: "more operation types that the handler noop serves", Check: typeName},
 		{Name: "webhook-private", Kind: settings.Switch, Default: "false", Roles: worker, Help: "let webhooks call private addresses and plain http"},
 		{Name: "slots", Kind: settings.Number, Default: "64", Roles: worker, Help: "handlers that run at once", Check: atLeastOne},
-		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: longEnough},
+		{Name: "lease", Kind: settings.Duration, Default: defaultLease.String(), Roles: []string{roleScheduler, roleWorker}, Help: "a worker that is silent for longer has lost its attempts", Check: leaseLength},
 		{Name: "takeover", Kind: settings.Duration, Default: "3s", Roles: []string{roleScheduler}, Help: "a scheduler that is silent for longer loses its partitions; Kafka's group.min.session.timeout.ms must allow it, or it is doubled", Check: longEnough},
 		{Name: "backlog-max", Kind: settings.Number, Default: "50000", Roles: []string{roleScheduler}, Help: "ready operations of a partition above which requests wait on the log", Check: atLeastOne},
 		{Name: "live-max", Kind: settings.Number, Default: "1000000", Roles: []string{roleScheduler}, Help: "operations of a partition that have not ended, above which requests are refused", Check: atLeastOne},
@@ -139,11 +140,18 @@ func longEnough(text string) error {
 	return nil
 }
 
+func leaseLength(text string) error {
+	if d, err := time.ParseDuration(text); err == nil && d > schemas.MaxLease {
+		return fmt.Errorf("expected a duration of at most %s, but got %q", schemas.MaxLease, text)
+	}
+	return longEnough(text)
+}
+
 // listenAddress checks what can be listened at: a port, and an address before it unless it is every one of the host.
 func listenAddress(text string) error {
 	_, port, err := net.SplitHostPort(text)
 	if err == nil {
-		_, err = net.LookupPort("tcp", port)
+		_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
 	}
 	if err != nil {
 		return fmt.Errorf("expected an address and a port to listen at, such as %s, but got %q", defaultListen, text)

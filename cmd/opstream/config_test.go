@@ -117,7 +117,7 @@ func TestConfigCheckSaysEverythingAtOnce(t *testing.T) {
 	run(t, "", "config", "check", "--roles", "worker", "--data", "x").expect(t, exitUsage, "expected the role broker with --data")
 	run(t, "", "config", "check", "--database", "file:none.db").expect(t, exitUsage, "database (flag --database)", "a SQLite file is named without file:")
 	for option, values := range map[string][]string{
-		"listen": {"nope", "", "127.0.0.1:99999"}, "ops-listen": {"9600"}, "kafka": {"127.0.0.1"}, "lease": {"15ms", "-15s"}, "takeover": {"1ns"},
+		"listen": {"nope", "", "127.0.0.1:99999"}, "ops-listen": {"9600"}, "kafka": {"127.0.0.1"}, "lease": {"15ms", "-15s", "2h"}, "takeover": {"1ns"},
 		"noop": {"Bulk Mail"}, "database": {"postgres://u@host:port/db", "postgres://u@host/db?sslmode=maybe"},
 	} {
 		for _, value := range values {

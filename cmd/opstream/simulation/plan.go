@@ -194,7 +194,7 @@ func NewPlan(seed uint64, clocks bool) *Plan {
 	p.WorkerLease = p.Lease
 	// Whoever begins when the broker has forgotten all heartbeats cannot know of longer leases than his own.
 	if !slices.ContainsFunc(p.Faults, func(f faultPlan) bool { return f.kind == trim && f.topic == "sessions" }) {
-		p.WorkerLease *= pick[time.Duration](chance(seed, "lease"), 1, 1, 2, 4)
+		p.WorkerLease = pick(chance(seed, "lease"), p.Lease, p.Lease, 2*p.Lease, 4*p.Lease)
 	}
 	if !clocks {
 		clear(p.Skews)
