@@ -288,6 +288,10 @@ func (f *fetcher) resume(p int32, reports, requests bool) {
 // askEvery is the least time between two questions: actors ask for as long as they have no answer.
 const askEvery = 100 * time.Millisecond
 
+// askLimit is how long the leaders of the reports may take to say where these end. One that is away must not keep the silence of
+// sessions from the partitions of the others.
+const askLimit = 2 * time.Second
+
 // askSilence finds out, off the polling goroutine, where the heartbeats' log ends now. When it is read to there, the actors
 // learn that they have heard everything up to now.
 func (f *fetcher) askSilence(ctx context.Context) {
@@ -326,9 +330,13 @@ func (f *fetcher) askSilence(ctx context.Context) {
 // known what was reported.
 func (f *fetcher) reportsEnd(ctx context.Context) map[int32]int64 {
 	topic, ends := f.cfg.Topics.Reports(), map[int32]int64{}
-	// What a partition lacks shows at that partition.
-	starts, _ := f.admin.ListStartOffsets(ctx, topic)
-	committed, _ := f.admin.ListCommittedOffsets(ctx, topic)
+	list := func(ask func(context.Context, ...string) (kadm.ListedOffsets, error)) kadm.ListedOffsets {
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		offsets, _ := ask(ctx, topic) // what a partition lacks shows at that partition
+		return offsets
+	}
+	starts, committed := list(f.admin.ListStartOffsets), list(f.admin.ListCommittedOffsets)
 	for p, end := range committed[topic] {
 		switch start, ok := starts.Lookup(topic, p); {
 		case !ok || start.Err != nil || end.Err != nil:
