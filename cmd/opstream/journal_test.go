@@ -332,6 +332,17 @@ func TestJournalTailFollows(t *testing.T) {
 	}
 }
 
+func TestAnExportThatIsInterruptedSaysSo(t *testing.T) {
+	t.Parallel()
+	j := newJournalOn(t)
+	j.fill()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out, errOut bytes.Buffer
+	code := execute(ctx, []string{"journal", "export", "--brokers", j.seeds[0], "--topic-prefix", "test."}, strings.NewReader(""), &out, &errOut)
+	result{code, out.String(), errOut.String()}.expect(t, exitFailed, "stopped by a signal")
+}
+
 func TestNoBroker(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"journal", "tail"}, {"journal", "export"}} {

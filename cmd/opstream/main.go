@@ -71,6 +71,9 @@ func execute(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 	switch {
 	case err == nil:
 		return exitOK
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(errOut, "opstream: stopped by a signal before it was done; its output is not complete")
+		return exitFailed
 	case errors.As(err, &exit):
 		if exit.err != nil {
 			fmt.Fprintln(errOut, "opstream:", readable(exit.err))
