@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -33,21 +34,33 @@ const (
 	indexEntry  = 15 // one for each batch in the file .idx, written after it
 )
 
-// wholeBatches counts the batches of a segment up to the first that is none.
-func wholeBatches(segment []byte) int {
-	n := 0
-	for len(segment) >= batchSummed {
-		end := batchHead + int64(binary.BigEndian.Uint32(segment[8:]))
-		if end < batchSummed || end > int64(len(segment)) {
-			break
+// wholeBatches counts the batches of a segment up to the first that is none. Logs are long, and a start waits for this: nothing is kept of
+// what was read.
+func wholeBatches(segment *bufio.Reader) int {
+	for n := 0; ; n++ {
+		head, err := segment.Peek(batchSummed)
+		if err != nil {
+			return n
 		}
-		if crc32.Checksum(segment[batchSummed:end], castagnoli) != binary.BigEndian.Uint32(segment[batchSummed-4:]) {
-			break
+		left, want := batchHead+int64(binary.BigEndian.Uint32(head[8:]))-batchSummed, binary.BigEndian.Uint32(head[batchSummed-4:])
+		if left < 0 {
+			return n
 		}
-		segment = segment[end:]
-		n++
+		_, _ = segment.Discard(batchSummed) // what was peeked at
+		sum := uint32(0)
+		for left > 0 {
+			part, err := segment.Peek(int(min(left, int64(segment.Size()))))
+			if err != nil {
+				return n
+			}
+			sum = crc32.Update(sum, castagnoli, part)
+			_, _ = segment.Discard(len(part))
+			left -= int64(len(part))
+		}
+		if sum != want {
+			return n
+		}
 	}
-	return n
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -55,7 +68,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // damage finds the segments with fewer whole batches than their index knows. A kill leaves none: the last batch may be there in part,
 // but then it is not in the index.
 func damage(dir string) (paths, said []string, err error) {
-	log := filepath.Join(dir, logDir)
+	log, buffered := filepath.Join(dir, logDir), bufio.NewReaderSize(nil, 1<<20)
 	err = filepath.WalkDir(log, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // a new directory
@@ -68,11 +81,16 @@ func damage(dir string) (paths, said []string, err error) {
 			return err
 		}
 		path = strings.TrimSuffix(path, ".idx") + ".dat"
-		segment, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		whole := 0
+		switch segment, err := os.Open(path); {
+		case err == nil:
+			buffered.Reset(segment)
+			whole = wholeBatches(buffered)
+			_ = segment.Close()
+		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
-		if had, whole := info.Size()/indexEntry, wholeBatches(segment); int64(whole) < had {
+		if had := info.Size() / indexEntry; int64(whole) < had {
 			name, _ := filepath.Rel(log, path)
 			paths, said = append(paths, path), append(said, fmt.Sprintf("%s has %d whole batches of %d", name, whole, had))
 		}
