@@ -70,30 +70,24 @@ func newFetcher(ctx context.Context, cfg Config, admin *kadm.Client, ticks ticke
 	if err != nil {
 		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
 	}
-	ends, err := admin.ListEndOffsets(ctx, topic)
-	if err != nil {
-		return nil, fmt.Errorf("end of %s: %w", topic, err)
-	}
-	starts, err := admin.ListStartOffsets(ctx, topic)
-	if err != nil {
-		return nil, fmt.Errorf("beginning of %s: %w", topic, err)
-	}
 	recent, ok := offsets.Lookup(topic, 0)
-	end, ok2 := ends.Lookup(topic, 0)
-	start, ok3 := starts.Lookup(topic, 0)
-	if err := errors.Join(recent.Err, end.Err, start.Err); err != nil || !ok || !ok2 || !ok3 {
-		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	if recent.Err != nil || !ok {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, errors.Join(recent.Err, errNoOffsets))
 	}
-	from := min(recent.Offset, max(start.Offset, end.Offset-lookBack))
-	bounds := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20), kgo.KeepControlRecords())
-	// A caller may request within a transaction of Kafka's, and what it takes back was never asked for. The records that end
-	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet, and
-	// among the heartbeats as one that was lost.
-	client, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
+	start, end, err := bounds(ctx, admin, topic, 0)
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := kafkaclient.New(append(bounds[:len(bounds):len(bounds)], kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from)}}))...)
+	from := min(recent.Offset, max(start, end-lookBack))
+	limits := append(cfg.Client[:len(cfg.Client):len(cfg.Client)], kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(4<<20), kgo.KeepControlRecords())
+	// A caller may request within a transaction of Kafka's, and what it takes back was never asked for. The records that end
+	// transactions are kept for their offsets alone: behind the last request they would count as one that is not decided yet, and
+	// among the heartbeats as one that was lost.
+	client, err := kafkaclient.New(append(limits[:len(limits):len(limits)], kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
+	if err != nil {
+		return nil, err
+	}
+	pulse, err := kafkaclient.New(append(limits[:len(limits):len(limits)], kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from)}}))...)
 	if err != nil {
 		client.Close()
 		return nil, err
@@ -302,24 +296,19 @@ func (f *fetcher) askSilence(ctx context.Context) {
 		}
 		f.asking, f.next = true, at.Add(askEvery)
 		go func() {
-			topic := f.cfg.Topics.Sessions()
-			starts, err := f.admin.ListStartOffsets(ctx, topic)
-			ends, err2 := f.admin.ListEndOffsets(ctx, topic)
-			start, ok := starts.Lookup(topic, 0)
-			end, ok2 := ends.Lookup(topic, 0)
-			err = errors.Join(err, err2, start.Err, end.Err)
+			start, end, err := bounds(ctx, f.admin, f.cfg.Topics.Sessions(), 0)
 			reports := f.reportsEnd(ctx)
 			f.do(func() {
 				f.asking = false
-				if err != nil || !ok || !ok2 {
+				if err != nil {
 					return // whoever needs to know asks again
 				}
 				// When no worker is left nothing may come that would show it.
-				if start.Offset > f.sessions || end.Offset < known && known <= f.sessions {
-					f.miss(start.Offset, f.ticks.now())
+				if start > f.sessions || end < known && known <= f.sessions {
+					f.miss(start, f.ticks.now())
 				}
 				if f.asked.at == 0 {
-					f.asked = audit{end.Offset, at, reports}
+					f.asked = audit{end, at, reports}
 				}
 			})
 		}()

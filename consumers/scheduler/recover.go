@@ -12,6 +12,7 @@ import (
 	"github.com/opstream/opstream/domain/partition"
 	"github.com/opstream/opstream/internal/kafkaclient"
 	"github.com/opstream/opstream/schemas"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -161,25 +162,34 @@ func (a *actor) sendAgain(ev *operation.Event, offset int64) {
 	}
 }
 
+// bounds finds out where the log of a partition begins and ends.
+func bounds(ctx context.Context, admin *kadm.Client, topic string, p int32) (start, end int64, err error) {
+	starts, err := admin.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return 0, 0, err
+	}
+	ends, err := admin.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return 0, 0, err
+	}
+	first, ok1 := starts.Lookup(topic, p)
+	next, ok2 := ends.Lookup(topic, p)
+	if err := errors.Join(first.Err, next.Err); err != nil || !ok1 || !ok2 {
+		return 0, 0, fmt.Errorf("offsets of %s/%d: %w", topic, p, errors.Join(err, errNoOffsets))
+	}
+	return first.Offset, next.Offset, nil
+}
+
 // read gives fn the records of a partition from an offset, or from the log's start if that is later, to its present end. It returns where
 // the log starts.
 func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64, fn func(*kgo.Record) error) (begin int64, err error) {
-	starts, err := s.admin.ListStartOffsets(ctx, topic)
+	start, end, err := bounds(ctx, s.admin, topic, p)
 	if err != nil {
 		return 0, err
 	}
-	ends, err := s.admin.ListEndOffsets(ctx, topic)
-	if err != nil {
-		return 0, err
-	}
-	start, ok1 := starts.Lookup(topic, p)
-	end, ok2 := ends.Lookup(topic, p)
-	if err := errors.Join(start.Err, end.Err); err != nil || !ok1 || !ok2 {
-		return 0, fmt.Errorf("offsets of %s/%d: %w", topic, p, errors.Join(err, errNoOffsets))
-	}
-	from = max(from, start.Offset)
-	if from >= end.Offset {
-		return start.Offset, nil
+	from = max(from, start)
+	if from >= end {
+		return start, nil
 	}
 	client, err := kafkaclient.Within(ctx, append(s.cfg.Client[:len(s.cfg.Client):len(s.cfg.Client)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}),
@@ -191,7 +201,7 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 		return 0, err
 	}
 	defer client.Close()
-	for next := from; next < end.Offset; {
+	for next := from; next < end; {
 		fetches := client.PollRecords(ctx, 20_000)
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
@@ -201,8 +211,8 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 		}
 		for it := fetches.RecordIter(); !it.Done(); {
 			rec := it.Next()
-			if rec.Offset >= end.Offset {
-				return start.Offset, nil
+			if rec.Offset >= end {
+				return start, nil
 			}
 			if err := fn(rec); err != nil {
 				return 0, err
@@ -210,7 +220,7 @@ func (s *Scheduler) read(ctx context.Context, topic string, p int32, from int64,
 			next = rec.Offset + 1
 		}
 	}
-	return start.Offset, nil
+	return start, nil
 }
 
 var errNoOffsets = errors.New("the broker named none")
